@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CAMVID ?= ../shared/data/camvid
+DEMO_OUT ?= runs/demo
+DEMO_FLAGS ?=
+WORKERS ?= 2
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo  ## weights, streets, training, evaluation on unseen domains, report.html
+	$(BIN)/recyclelora demo --out $(DEMO_OUT) $(if $(wildcard $(CAMVID)),--camvid $(CAMVID)) $(DEMO_FLAGS)
+
+test: $(VENV)/.dev lint  ## ruff, mypy, pytest
+	$(BIN)/pytest -n $(WORKERS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install -q -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install -q -e ".[demo,dev]"
+	touch $@ $(VENV)/.demo
+
+clean:  ## remove the environment; runs are left alone
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

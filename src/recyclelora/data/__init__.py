@@ -1,0 +1,1 @@
+"""Data sets, label maps, transforms and the procedural street scenes."""

@@ -1,0 +1,184 @@
+"""Label spaces, their colours, and the maps between them: the one place where class ids are written down.
+
+Train ids and colours of the 19 classes: Cityscapes (Cordts et al., CVPR 2016), `cityscapesscripts.helpers.labels`.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from recyclelora.errors import UserError
+
+IGNORE = 255
+"""The id of pixels that are neither trained on nor scored."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """An ordered list of classes; a class's id is its position.
+
+    Raises:
+        ValueError: on doubled or no names, more than 255 classes, or a number of colours other than of names.
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= IGNORE or len(set(self.names)) != len(self.names):
+            raise ValueError(f"a label space needs 1 to {IGNORE} different names, got {list(self.names)}")
+        if len(self.colours) != len(self.names):
+            raise ValueError(f"{len(self.names)} classes but {len(self.colours)} colours")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id(self, name: str) -> int:
+        """The train id of a class name."""
+        return self.names.index(name)
+
+    def colourise(self, labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB picture of a map of ids; ids outside the space are black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self)] = self.colours
+        return np.take(table, labels, axis=0)
+
+
+CITYSCAPES = LabelSpace(
+    names=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    colours=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+        (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip
+
+CAMVID = LabelSpace(
+    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    colours=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip
+
+CAMVID_TO_CITYSCAPES: Mapping[str, str] = {
+    "sky": "sky", "building": "building", "pole": "pole", "road": "road", "pavement": "sidewalk", "tree": "vegetation",
+    "sign": "traffic sign", "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "rider",
+}  # fmt: skip
+"""What a CamVid label is called when a model of the 19 classes trains on it."""
+
+CITYSCAPES_TO_CAMVID: Mapping[str, str] = {
+    "road": "road", "sidewalk": "pavement", "building": "building", "wall": "fence", "fence": "fence", "pole": "pole",
+    "traffic light": "sign", "traffic sign": "sign", "vegetation": "tree", "terrain": "tree", "sky": "sky",
+    "person": "pedestrian", "rider": "bicyclist", "car": "car", "truck": "car", "bus": "car", "train": "car",
+    "motorcycle": "bicyclist", "bicycle": "bicyclist",
+}  # fmt: skip
+"""Which CamVid class a prediction of one of the 19 classes counts as."""
+
+
+def lookup(names: Mapping[str, str], source: LabelSpace, target: LabelSpace) -> Int64[np.ndarray, "ids=256"]:
+    """Table from ids of `source` to ids of `target` after a map of names; every other id goes to `IGNORE`."""
+    table = np.full(256, IGNORE, np.int64)
+    for old, new in names.items():
+        table[source.id(old)] = target.id(new)
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """How the ids in a data set's label files are trained on, and how they are scored.
+
+    `ids` are the ids its files may hold besides `IGNORE`, which every data set may hold. `to_train` and `to_score` lead
+    from them to the train ids and to the scored ids; `predictions` leads from predicted train ids to the scored ids.
+    """
+
+    ids: frozenset[int]
+    train_space: LabelSpace
+    to_train: Int64[np.ndarray, "ids=256"]
+    score_space: LabelSpace
+    to_score: Int64[np.ndarray, "ids=256"]
+    predictions: Int64[np.ndarray, "ids=256"]
+
+
+def unchanged(space: LabelSpace) -> Labelling:
+    """The labelling of files that hold the ids of `space`, which is trained on and scored as it is."""
+    table = lookup({name: name for name in space.names}, space, space)
+    return Labelling(frozenset(range(len(space))), space, table, space, table, table)
+
+
+CAMVID_LABELLING = Labelling(
+    ids=frozenset(range(12)),  # 11 is CamVid's own id of unlabelled pixels
+    train_space=CITYSCAPES,
+    to_train=lookup(CAMVID_TO_CITYSCAPES, CAMVID, CITYSCAPES),
+    score_space=CAMVID,
+    to_score=lookup({name: name for name in CAMVID.names}, CAMVID, CAMVID),
+    predictions=lookup(CITYSCAPES_TO_CAMVID, CITYSCAPES, CAMVID),
+)
+
+_CLASS_LINE = re.compile(r"(?P<name>.+?)(?:\s+(?:(?P<rgb>\d+\s+\d+\s+\d+)|(?P<hex>#\S*)))?")
+
+
+def read_classes(path: Path) -> LabelSpace:
+    """The label space of a list of classes: one name a line, optionally followed by `R G B` (0 to 255) or `#rrggbb`.
+
+    Empty lines are skipped; the order of the names gives the ids. Classes without a colour get distinct ones.
+
+    Raises:
+        UserError: on a file that is not UTF-8, a colour that is none, a doubled name, fewer than 2 or too many classes.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason}); save the list of classes as UTF-8") from error
+    colours: dict[str, tuple[int, int, int] | None] = {}
+    for number, line in enumerate(lines, 1):
+        if not (match := _CLASS_LINE.fullmatch(line.strip())):
+            continue
+        name = match["name"]
+        if name in colours:
+            raise UserError(f"{path}: line {number} names the class {name!r} a second time; give every class one line")
+        colours[name] = _colour(match["rgb"], match["hex"], f"{path}: line {number}")
+    if not 2 <= len(colours) <= IGNORE:
+        raise UserError(
+            f"{path}: lists {len(colours)} classes, expected 2 to {IGNORE}; "
+            "one name a line, and where only one class matters the first line is the background"
+        )
+    fresh = distinct_colours({colour for colour in colours.values() if colour})
+    return LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
+
+
+def _colour(rgb: str | None, hexadecimal: str | None, where: str) -> tuple[int, int, int] | None:
+    """The colour written in a line of a list of classes, if one is."""
+    if not rgb and not hexadecimal:
+        return None
+    if hexadecimal:
+        digits = re.fullmatch("#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", hexadecimal)
+        values = [int(pair, 16) for pair in digits.groups()] if digits else []
+    else:
+        values = [int(number) for number in rgb.split()] if rgb else []
+    if len(values) != 3 or max(values) > 255:
+        raise UserError(f"{where} has the colour {hexadecimal or rgb!r}, expected `R G B` of 0 to 255 or `#rrggbb`")
+    return values[0], values[1], values[2]
+
+
+def distinct_colours(taken: Collection[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Colours that differ from each other and from those taken: hues a golden section of the circle apart."""
+    seen = set(taken)
+    for number in itertools.count():
+        value = (1.0, 0.8, 0.6)[number % 3]
+        red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.85, value)
+        colour = round(255 * red), round(255 * green), round(255 * blue)
+        if colour not in seen:
+            seen.add(colour)
+            yield colour

@@ -1,0 +1,17 @@
+"""The error a user can mend: one line that names the file, what was found, what was expected, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something outside the program is wrong; the command line prints its message without a traceback."""
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names nearest to `word`, as the end of an error message."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known[:30])}"

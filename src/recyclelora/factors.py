@@ -1,0 +1,87 @@
+"""Initial factors of the two adapters of one linear layer, B0 (out, r) and A0 (r, in), main before sub.
+
+    rrqr   B0 = columns of Q, A0 = one-hot rows at the pivots       (RecycleLoRA, arXiv 2603.28142)
+    svd    B0 = columns of U, A0 = rows of V', singular values unused
+
+Main takes the last r_main directions (minor), sub the first r_sub (major).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
+from torch import Tensor
+
+from recyclelora import rrqr
+
+Decomposition = Literal["rrqr", "svd"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """B0 and A0 of both adapters, r = r_main + r_sub; A0 is kept as the columns of its ones where it is one-hot."""
+
+    basis: Float32[Tensor, "out r"]
+    index: Int64[Tensor, " r"] | None
+    rows: Float32[Tensor, "r in"] | None
+
+    def initial_rows(self, in_features: int) -> Float32[Tensor, "r in"]:
+        """A0 as a dense matrix."""
+        if self.index is not None:
+            return one_hot(self.index, in_features)
+        assert self.rows is not None
+        return self.rows
+
+
+def one_hot(index: Int64[Tensor, " r"], n: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "r n"]:
+    """One row per index with a single 1 in column index[i]."""
+    rows = torch.zeros(index.shape[0], n, dtype=dtype, device=index.device)
+    return rows.scatter(1, index[:, None], 1.0)
+
+
+def initial_factors(
+    weight: Shaped[Tensor, "out in"], r_main: int, r_sub: int, decomposition: Decomposition = "rrqr"
+) -> Factors:
+    """Factorise a weight once, in float64, and take both adapters' initial factors from it.
+
+    Raises:
+        ValueError: unknown decomposition, or as `recyclelora.rrqr.directions`.
+    """
+    if decomposition not in get_args(Decomposition):
+        raise ValueError(f"unknown decomposition {decomposition!r}; known: {', '.join(get_args(Decomposition))}")
+    if decomposition == "svd":
+        return _svd_factors(weight, r_main, r_sub)
+    drawn = rrqr.directions(weight, r_main, r_sub)
+    return Factors(
+        basis=torch.cat([drawn.main_basis, drawn.sub_basis], 1),
+        index=torch.cat([drawn.main_index, drawn.sub_index]),
+        rows=None,
+    )
+
+
+def _svd_factors(weight: Shaped[Tensor, "out in"], r_main: int, r_sub: int) -> Factors:
+    rrqr.check_ranks(tuple(weight.shape), r_main, r_sub)
+    w = rrqr.to_float64(weight)
+    with rrqr.one_blas_thread():
+        u, _, vt = scipy.linalg.svd(w, full_matrices=False, overwrite_a=True, check_finite=False)
+    k = min(w.shape)
+    wanted = np.r_[k - r_main : k, :r_sub]
+    u, vt = _fix_signs(u[:, wanted], vt[wanted])
+    return Factors(basis=_float32(u), index=None, rows=_float32(vt))
+
+
+def _fix_signs(
+    u: Float64[np.ndarray, "m r"], vt: Float64[np.ndarray, "r n"]
+) -> tuple[Float64[np.ndarray, "m r"], Float64[np.ndarray, "r n"]]:
+    """Make the largest entry of each column of U positive: an SVD leaves the signs of its pairs open."""
+    signs = np.where(u[np.abs(u).argmax(0), np.arange(u.shape[1])] < 0, -1.0, 1.0)
+    return u * signs, vt * signs[:, None]
+
+
+def _float32(array: Float64[np.ndarray, "a b"]) -> Float32[Tensor, "a b"]:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,0 +1,180 @@
+r"""Rank-revealing QR of a pre-trained weight: its major and its minor directions.
+
+    W P = Q R        W (m, n) = (out, in),  k = min(m, n),  Q (m, k) orthonormal,  |R_00| >= |R_11| >= ...
+
+         p[0] ...      p[k-r_main] ... p[k-1]                p: pivots, column indices of W
+       +---------+---------------+-----------+
+    Q  |  major  |               |   minor   |               sub adapter: major, main adapter: minor
+       +---------+---------------+-----------+
+         r_sub                      r_main
+
+Greedy column pivoting (Businger and Golub, Numerische Mathematik 7, 1965) as in LAPACK's `geqp3`; its use as adapter
+initialisation is RecycleLoRA's (arXiv 2603.28142). Everything is factorised in float64, because the pivots of a
+float32 factorisation differ between BLAS libraries, processors and thread counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64, Shaped
+from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+
+class RankWarning(UserWarning):
+    """The weight has fewer independent columns than the wanted directions rest on."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions of a weight (m, n) and the columns of the weight that they were drawn from, in pivot order.
+
+    `main_basis[:, i]` is column k - r_main + i of Q and `main_index[i]` its pivot; `sub_basis[:, i]` is column i of Q.
+    """
+
+    main_basis: Float32[Tensor, "m r_main"]
+    main_index: Int64[Tensor, " r_main"]
+    sub_basis: Float32[Tensor, "m r_sub"]
+    sub_index: Int64[Tensor, " r_sub"]
+
+
+def directions(weight: Shaped[Tensor, "m n"], r_main: int, r_sub: int) -> Directions:
+    """Minor directions for the main adapter and major directions for the sub adapter, from one factorisation.
+
+    The diagonal of R is made positive (sign(0) = +1), which fixes the signs of Q. The weight is not modified; the
+    result lies on the CPU and does not depend on thread counts or memory order.
+
+    Raises:
+        ValueError: `weight` is no floating-point matrix, is on the meta device, or holds NaN or Inf; a rank is
+            negative, both are 0, or r_main + r_sub > min(m, n), where the two sets would overlap.
+
+    Warns:
+        RankWarning: the numerical rank (|R_jj| > max(m, n) eps |R_00|) is too small for the wanted directions to be
+            determined by the weight alone.
+    """
+    check_ranks(tuple(weight.shape), r_main, r_sub)
+    w = to_float64(weight)
+    k = min(w.shape)
+    wanted = np.r_[k - r_main : k, :r_sub]
+    q, diagonal, pivots = pivoted_qr(w, wanted)
+    _warn_if_deficient(diagonal, max(w.shape), r_main, r_sub)
+    basis = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
+    index = torch.from_numpy(pivots[wanted].astype(np.int64))
+    return Directions(
+        main_basis=basis[:, :r_main].contiguous(),
+        main_index=index[:r_main].clone(),
+        sub_basis=basis[:, r_main:].contiguous(),
+        sub_index=index[r_main:].clone(),
+    )
+
+
+def pivoted_qr(
+    w: Float64[np.ndarray, "m n"], wanted: Shaped[np.ndarray, " c"]
+) -> tuple[Float64[np.ndarray, "m c"], Float64[np.ndarray, " k"], Shaped[np.ndarray, " n"]]:
+    """The wanted columns of Q, |diag(R)| and the pivots of W P = Q R with diag(R) >= 0, in float64; overwrites `w`."""
+    with one_blas_thread():
+        qr, pivots, tau = _geqp3(w)
+        diagonal = np.diagonal(qr)[: len(tau)].copy()
+        q = _columns_of_q(qr, tau, wanted) * np.where(diagonal[wanted] < 0, -1.0, 1.0)
+    return q, np.abs(diagonal), pivots
+
+
+def check_ranks(shape: tuple[int, ...], r_main: int, r_sub: int) -> None:
+    """Raise ValueError where no two adapters of these ranks fit a weight of this shape (out, in)."""
+    if len(shape) != 2:
+        raise ValueError(f"expected a weight of 2 dimensions (out, in), got shape {shape}; flatten a kernel first")
+    if r_main < 0 or r_sub < 0 or r_main + r_sub == 0:
+        raise ValueError(f"ranks must not be negative and not both 0, got r_main={r_main}, r_sub={r_sub}")
+    if r_main + r_sub > min(shape):
+        raise ValueError(
+            f"r_main + r_sub = {r_main} + {r_sub} exceeds min(out, in) = {min(shape)} of a weight of shape {shape}: "
+            "major and minor directions would overlap; choose smaller ranks"
+        )
+
+
+def to_float64(weight: Shaped[Tensor, "m n"]) -> Float64[np.ndarray, "m n"]:
+    """A private float64 copy in Fortran order, on the CPU; ValueError where the values cannot be factorised."""
+    if not weight.is_floating_point():
+        raise ValueError(f"expected a floating-point weight, got {weight.dtype}")
+    if weight.device.type == "meta":
+        raise ValueError("the weight is on the meta device and has no values; load the base model first")
+    w = np.array(weight.detach().to("cpu", torch.float64).numpy(), order="F")
+    if not np.isfinite(w).all():
+        raise ValueError(f"the weight of shape {w.shape} holds {np.count_nonzero(~np.isfinite(w))} NaN or Inf values")
+    return w
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+_lock = threading.Lock()
+_users = 0
+_limit: object = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread while at least one caller is inside; safe to enter from several threads.
+
+    BLAS's own threads gain a pivoted factorisation at most a fifth and can cost it tenfold on a busy machine.
+    """
+    global _users, _limit
+    with _lock:
+        if _users == 0:
+            _limit = _controller().limit(limits=1, user_api="blas")
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _limit.restore_original_limits()  # type: ignore[attr-defined]
+
+
+def _geqp3(
+    w: Float64[np.ndarray, "m n"],
+) -> tuple[Float64[np.ndarray, "m n"], Shaped[np.ndarray, " n"], Float64[np.ndarray, " k"]]:
+    """Reflectors below and R on and above the diagonal, pivots, and the reflectors' factors; overwrites `w`."""
+    workspace = lapack.dgeqp3(w, lwork=-1, overwrite_a=True)[3]
+    qr, pivots, tau, _, info = lapack.dgeqp3(w, lwork=int(workspace[0]), overwrite_a=True)
+    if info != 0:
+        raise RuntimeError(f"LAPACK dgeqp3 failed with info={info}")
+    return qr, pivots - 1, tau
+
+
+def _columns_of_q(
+    qr: Float64[np.ndarray, "m n"], tau: Float64[np.ndarray, " k"], wanted: Shaped[np.ndarray, " c"]
+) -> Float64[np.ndarray, "m c"]:
+    """The wanted columns of Q alone: the reflectors applied to unit vectors."""
+    unit = np.zeros((qr.shape[0], len(wanted)), order="F")
+    unit[wanted, np.arange(len(wanted))] = 1.0
+    reflectors = qr[:, : len(tau)]
+    workspace = lapack.dormqr("L", "N", reflectors, tau, unit, lwork=-1)[1]
+    q, _, info = lapack.dormqr("L", "N", reflectors, tau, unit, lwork=int(workspace[0]), overwrite_c=True)
+    if info != 0:
+        raise RuntimeError(f"LAPACK dormqr failed with info={info}")
+    return q  # type: ignore[no-any-return]
+
+
+def _warn_if_deficient(diagonal: Float64[np.ndarray, " k"], longest: int, r_main: int, r_sub: int) -> None:
+    rank = int(np.count_nonzero(diagonal > longest * np.finfo(np.float64).eps * diagonal[0]))
+    needed = len(diagonal) if r_main > 0 else r_sub
+    if rank < needed:
+        warnings.warn(
+            f"the weight has numerical rank {rank} of {len(diagonal)}: directions beyond it are not determined by the "
+            "weight and can differ between machines (they are stored with the adapter, so loading is not affected)",
+            RankWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""Optimiser groups and schedules, the training module, checkpoints."""

@@ -1,0 +1,176 @@
+"""A linear layer with the two adapters of RecycleLoRA (arXiv 2603.28142), in difference form.
+
+The paper trains A and B beside a frozen residual W_res = W0 - s B0 A0, so that the layer starts as W0:
+
+    y = W_res x + s B A x,      s = alpha / (r_main + r_sub),   B = [B_main B_sub],   A = [A_main; A_sub]
+
+The same function without touching W0, exact at the start in every precision because both differences are exactly 0:
+
+    y = W0 x + s ( B (A - A0) + (B - B0) A0 ) x = W0 x + s  up  down  x
+
+                            +--- W0 (frozen) ------------------+
+    x (in) -----------------+                                  (+)---> y (out)
+                            +--- down (2r, in) --- up (out, 2r) * s
+                                 [A - A0]          [B  B - B0]
+                                 [  A0  ]
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from recyclelora.factors import Factors, one_hot
+from recyclelora.tuner.config import RecycleLoraConfig
+
+PREFIX = "recycle_"
+Role = Literal["main", "sub"]
+
+
+class RecycleLoraLinear(nn.Module, BaseTunerLayer):
+    """`nn.Linear` plus any number of named adapters; see the top of the file."""
+
+    adapter_layer_names = ("recycle_A_main", "recycle_B_main", "recycle_A_sub", "recycle_B_sub")
+    other_param_names = ("recycle_B0", "recycle_A0", "recycle_index", "scaling", "ranks")
+    in_features: int
+    out_features: int
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: RecycleLoraConfig, factors: Factors | None
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.recycle_A_main, self.recycle_B_main = nn.ParameterDict(), nn.ParameterDict()
+        self.recycle_A_sub, self.recycle_B_sub = nn.ParameterDict(), nn.ParameterDict()
+        self.recycle_B0 = BufferDict({}, persistent=True)
+        self.recycle_A0 = BufferDict({}, persistent=True)
+        self.recycle_index = BufferDict({}, persistent=True)
+        self.scaling: dict[str, float] = {}
+        self.ranks: dict[str, tuple[int, int]] = {}
+        self.merged_adapters: list[str] = []
+        self._unmerged_weight: Tensor | None = None
+        self.in_features, self.out_features = self._linear().in_features, self._linear().out_features
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, factors)
+
+    def _linear(self) -> nn.Linear:
+        return cast(nn.Linear, self.get_base_layer())
+
+    def update_layer(self, name: str, config: RecycleLoraConfig, factors: Factors | None) -> None:
+        """Add an adapter from its initial factors, or, where they are None, an empty one to be loaded into."""
+        factors = factors or self._unloaded(config)
+        rows = factors.initial_rows(self.in_features)
+        for role, part in self._parts(config.r_main, config.r_sub).items():
+            getattr(self, f"recycle_A_{role}")[name] = nn.Parameter(rows[part].clone())
+            getattr(self, f"recycle_B_{role}")[name] = nn.Parameter(factors.basis[:, part].clone())
+        self.recycle_B0[name] = factors.basis
+        if factors.index is not None:
+            self.recycle_index[name] = factors.index
+        else:
+            self.recycle_A0[name] = rows
+        self.ranks[name] = (config.r_main, config.r_sub)
+        self.scaling[name] = config.alpha / (config.r_main + config.r_sub)
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _unloaded(self, config: RecycleLoraConfig) -> Factors:
+        """NaN, so that an adapter whose directions were never loaded cannot pass for a trained one."""
+        r = config.r_main + config.r_sub
+        basis, rows = torch.full((self.out_features, r), torch.nan), torch.full((r, self.in_features), torch.nan)
+        if config.decomposition == "svd":
+            return Factors(basis=basis, index=None, rows=rows)
+        return Factors(basis=basis, index=torch.zeros(r, dtype=torch.long), rows=None)
+
+    @staticmethod
+    def _parts(r_main: int, r_sub: int) -> dict[Role, slice]:
+        """Which of the r = r_main + r_sub directions belong to which adapter."""
+        parts: dict[Role, slice] = {"main": slice(0, r_main), "sub": slice(r_main, r_main + r_sub)}
+        return {role: part for role, part in parts.items() if part.start < part.stop}
+
+    def difference_factors(self, name: str) -> tuple[Float[Tensor, "r2 in"], Float[Tensor, "out r2"]]:
+        """`down` and `up` with s up down = the change of the weight: the one place where it is computed."""
+        roles = self._parts(*self.ranks[name])
+        A = torch.cat([getattr(self, f"recycle_A_{role}")[name] for role in roles])
+        B = torch.cat([getattr(self, f"recycle_B_{role}")[name] for role in roles], 1)
+        B0 = self.recycle_B0[name]
+        if name in self.recycle_index:
+            A0 = one_hot(self.recycle_index[name], self.in_features, A.dtype)
+        else:
+            A0 = self.recycle_A0[name]
+        return torch.cat([A - A0, A0]), torch.cat([B, B - B0], 1)
+
+    def get_delta_weight(self, name: str) -> Float[Tensor, "out in"]:
+        """The change of the base weight by one adapter."""
+        down, up = self.difference_factors(name)
+        return (up @ down) * self.scaling[name]
+
+    def forward(self, x: Float[Tensor, "*batch in"], *args: Any, **kwargs: Any) -> Float[Tensor, "*batch out"]:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name in self.scaling:
+                down, up = self.difference_factors(name)
+                change = F.linear(F.linear(self._cast_input_dtype(x, down.dtype), down), up) * self.scaling[name]
+                result = result + change.to(result.dtype)
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write W0 + the adapters' changes into the base; W0 is kept aside, so that `unmerge` restores it exactly.
+
+        Raises:
+            ValueError: with `safe_merge`, where the merged weight is not finite.
+        """
+        weight = self._linear().weight
+        for name in check_adapters_to_merge(self, adapter_names) or []:
+            if name not in self.scaling:
+                continue
+            merged = (weight.data + self.get_delta_weight(name).detach()).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"NaN or Inf in the merged weight: adapter {name!r} is broken")
+            if self._unmerged_weight is None:
+                self._unmerged_weight = weight.data
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put W0 back, bit for bit."""
+        if self._unmerged_weight is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        weight = self._linear().weight
+        weight.data = self._unmerged_weight.to(weight.device)
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Put an adapter where its base is, in at least float32: rounding B0 to a low precision would lose it."""
+        weight = self._linear().weight
+        for attribute in self.adapter_layer_names + self.other_param_names:
+            held = getattr(self, attribute)
+            if not isinstance(held, nn.ParameterDict | BufferDict) or adapter_name not in held:
+                continue
+            tensor = held[adapter_name]
+            if tensor.device.type == "meta":
+                continue
+            dtype = tensor.dtype
+            if dtype.is_floating_point and weight.is_floating_point():
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+            moved = tensor.data.to(device or weight.device, dtype)
+            trained = isinstance(tensor, nn.Parameter)
+            held[adapter_name] = nn.Parameter(moved, tensor.requires_grad) if trained else moved
+
+    def __repr__(self) -> str:
+        return f"recyclelora.{super().__repr__()}"
