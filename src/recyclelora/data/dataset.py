@@ -1,0 +1,97 @@
+"""Domains as PyTorch data sets: augmented crops for training, whole images for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from recyclelora.data.domain import Domain
+from recyclelora.data.transforms import Augment
+from recyclelora.errors import UserError
+
+
+class TrainingSample(TypedDict):
+    """An RGB crop and its train ids."""
+
+    image: UInt8[Tensor, "3 h w"]
+    labels: Int64[Tensor, "h w"]
+
+
+class EvaluationSample(TypedDict):
+    """An RGB image at its own size, its labels in the scored space, and its name."""
+
+    image: UInt8[Tensor, "3 h w"]
+    labels: Int64[Tensor, "h w"]
+    name: str
+
+
+class TrainingDataset(Dataset[TrainingSample]):
+    """Augmented crops of the images of several domains, which follow one another.
+
+    The key of a sample is `(number, index)`: its running number in the whole training, which with `seed` seeds its
+    augmentation, and the index of its image. The same key gives the same bytes in any process.
+
+    Raises:
+        UserError: where there is no domain, or the domains are not trained in one label space.
+    """
+
+    def __init__(self, domains: Sequence[Domain], augment: Augment, seed: int = 0) -> None:
+        if not domains:
+            raise UserError("no domain to train on, expected at least one")
+        first = domains[0]
+        for other in domains[1:]:
+            if other.train_space.names != first.train_space.names:
+                raise UserError(
+                    f"{other.label}: trained in {_names(other)}, but {first.label} in {_names(first)}; "
+                    "train together only domains with the same classes"
+                )
+        self.domains, self.augment, self.seed = list(domains), augment, seed
+        self.ends = np.cumsum([len(domain) for domain in domains])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: tuple[int, int]) -> TrainingSample:
+        number, index = key
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        domain = self.domains[which]
+        image, labels = domain.read(index - int(self.ends[which]) + len(domain))
+        image, labels = self.augment(image, labels, np.random.default_rng((self.seed, number)))
+        return {"image": _image_tensor(image), "labels": _label_tensor(labels)}
+
+
+class EvaluationDataset(Dataset[EvaluationSample]):
+    """The images of a domain at their own size, with the labels they are scored by."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        image, labels = self.domain.read_scored(index)
+        return {"image": _image_tensor(image), "labels": _label_tensor(labels), "name": self.domain.name(index)}
+
+
+def _image_tensor(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _label_tensor(labels: UInt8[np.ndarray, "h w"]) -> Int64[Tensor, "h w"]:
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _names(domain: Domain) -> str:
+    names = domain.train_space.names
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"

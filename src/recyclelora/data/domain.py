@@ -1,0 +1,75 @@
+"""A domain: labelled images under one name, read in the label space that is trained or in the one that is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from recyclelora.data.labels import Labelling, LabelSpace
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where images and labels come from: files or a renderer. Labels hold the ids of the source."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]: ...
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Labelled images from one source. Labels are converted when they are read; files are never rewritten."""
+
+    label: str
+    source: Source
+    labelling: Labelling
+
+    @property
+    def train_space(self) -> LabelSpace:
+        """The classes a model is trained on."""
+        return self.labelling.train_space
+
+    @property
+    def score_space(self) -> LabelSpace:
+        """The classes that are scored."""
+        return self.labelling.score_space
+
+    @property
+    def to_score_predictions(self) -> Int64[np.ndarray, "ids=256"]:
+        """Table from predicted train ids to scored ids."""
+        return self.labelling.predictions
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """The name of an image, unique in the domain."""
+        return self.source.name(index)
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """One RGB image."""
+        return self.source.image(index)
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """One RGB image and its train ids."""
+        image, labels = self.source.read(index)
+        return image, self.labelling.to_train.astype(np.uint8)[labels]
+
+    def read_scored(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """One RGB image and its labels in the scored space."""
+        image, labels = self.source.read(index)
+        return image, self.labelling.to_score.astype(np.uint8)[labels]
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes with the data: of file names and sizes, or of the renderer and its seeds."""
+        return self.source.fingerprint()

@@ -1,0 +1,121 @@
+"""The augmentation of the published training: rescale, crop, flip, photometric distortion.
+
+Written from the settings of Rein (Wei et al., CVPR 2024) and its successors, whose distortion is that of SSD (Liu et
+al., ECCV 2016, section 2.2). Images are uint8 RGB and leave as such: the segmenter normalises.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from recyclelora.data.labels import IGNORE
+from recyclelora.errors import UserError
+
+# Loaders run one process a core, and OpenCV's own thread pool does not survive their fork.
+cv2.setNumThreads(0)
+
+CROP_ATTEMPTS = 10
+BRIGHTNESS = 32.0  # grey levels
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+HUE = 18  # steps of two degrees, OpenCV's unit
+
+
+class Augment:
+    """Random crops of randomly rescaled images.
+
+    The image's shorter edge becomes a multiple of a tenth of the crop's shorter edge, drawn between the bounds `scale`,
+    and its longer edge at most four crop edges, with the aspect kept. What is then smaller than the crop is padded at
+    the bottom and right (image 0, label 255). Up to 10 crops are drawn until no class covers more than `cat_max_ratio`
+    of the labelled pixels. The crop is flipped left to right with probability `flip` and, if `photometric`, distorted.
+
+    Raises:
+        UserError: where a bound or a probability is out of range.
+    """
+
+    def __init__(
+        self,
+        crop: int | tuple[int, int],
+        scale: tuple[float, float] = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+        flip: float = 0.5,
+        photometric: bool = True,
+    ) -> None:
+        self.height, self.width = (crop, crop) if isinstance(crop, int) else crop
+        if min(self.height, self.width) < 1:
+            raise UserError(f"crop is {crop}, expected a positive number of pixels")
+        # Ten times a bound such as 0.7 is a little off a whole number in binary.
+        self.tenths = range(max(1, math.ceil(10 * scale[0] - 1e-6)), math.floor(10 * scale[1] + 1e-6) + 1)
+        if not self.tenths:
+            raise UserError(f"scale is {scale}, expected two multiples of 0.1 in rising order, like (0.5, 2.0)")
+        if not 0 < cat_max_ratio <= 1 or not 0 <= flip <= 1:
+            raise UserError(f"cat_max_ratio is {cat_max_ratio} and flip {flip}, expected shares between 0 and 1")
+        self.cat_max_ratio, self.flip, self.photometric = cat_max_ratio, flip, photometric
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
+        """One augmented crop; the same state of `rng` gives the same bytes."""
+        height, width = self.draw_size(image.shape[0], image.shape[1], rng)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+        image, labels = self._pad(image, 0), self._pad(labels, IGNORE)
+        window = self.draw_window(labels, rng)
+        image, labels = image[window], labels[window]
+        if rng.random() < self.flip:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        image = distort(image, rng) if self.photometric else image
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+    def draw_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """The height and width an image is rescaled to."""
+        edge = min(self.height, self.width)
+        shortest = edge * int(rng.choice(self.tenths)) // 10
+        factor = min(shortest / min(height, width), 4 * edge / max(height, width))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def draw_window(self, labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator) -> tuple[slice, slice]:
+        """The rows and columns of a crop, of the last one drawn if all are covered too much by one class."""
+        for _ in range(CROP_ATTEMPTS):
+            top = int(rng.integers(labels.shape[0] - self.height + 1))
+            left = int(rng.integers(labels.shape[1] - self.width + 1))
+            window = slice(top, top + self.height), slice(left, left + self.width)
+            counts = np.bincount(labels[window].ravel(), minlength=256)[:IGNORE]
+            if 0 < counts.max() <= self.cat_max_ratio * counts.sum():
+                break
+        return window
+
+    def _pad(self, array: UInt8[np.ndarray, "h w *channels"], value: int) -> UInt8[np.ndarray, "H W *channels"]:
+        bottom, right = max(0, self.height - array.shape[0]), max(0, self.width - array.shape[1])
+        border = [(0, bottom), (0, right)] + [(0, 0)] * (array.ndim - 2)
+        return np.pad(array, border, constant_values=value) if bottom or right else array
+
+
+def distort(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+    """Change brightness, contrast, saturation, and hue, each with probability 1/2, in this order or with contrast last.
+
+    Saturation and hue are changed in one pass through HSV, so that colours are rounded once.
+    """
+    levels = np.arange(256, dtype=np.float64)
+    delta = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if rng.random() < 0.5 else 0.0
+    gain = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
+    contrast_first = rng.random() < 0.5
+    saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-HUE, HUE + 1)) if rng.random() < 0.5 else 0
+
+    brightness = _to_uint8(levels + delta)
+    contrast = _to_uint8(levels * gain)
+    image = cv2.LUT(image, contrast[brightness] if contrast_first else brightness)
+    if saturation != 1.0 or hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        tables = np.stack([(levels + hue) % 180, levels * saturation, levels], axis=-1)
+        image = cv2.cvtColor(cv2.LUT(hsv, _to_uint8(tables)[None]), cv2.COLOR_HSV2RGB)
+    return image if contrast_first else cv2.LUT(image, contrast)
+
+
+def _to_uint8(values: Float64[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    return np.asarray(np.clip(values, 0, 255), np.uint8)

@@ -1,0 +1,257 @@
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from labelled_files import ids, make_camvid, make_town, picture, refused, write
+from recyclelora.data import benchmarks
+from recyclelora.data.benchmarks import BENCHMARKS, SPLITS, STREET_SEEDS, Spec, open_domain, parse_spec
+from recyclelora.data.labels import CAMVID, CITYSCAPES, IGNORE
+
+REAL_CAMVID = Path(os.environ.get("RECYCLELORA_CAMVID", Path(__file__).parents[2] / "shared/data/camvid"))
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    return make_camvid(tmp_path / "camvid", "{split}/images", "{split}/labels", ".jpg")
+
+
+@pytest.fixture
+def town(tmp_path):
+    return make_town(tmp_path / "town")
+
+
+# Specifications
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("streets", Spec("streets", "streets", "clear", None)),
+        ("streets:fog", Spec("streets:fog", "streets", "fog", None)),
+        ("my night:streets:night", Spec("my night", "streets", "night", None)),
+        ("plain:streets", Spec("plain", "streets", "clear", None)),
+        ("camvid=../data/camvid", Spec("camvid", "camvid", None, Path("../data/camvid"))),
+        ("dusk:camvid=/x", Spec("dusk", "camvid", None, Path("/x"))),
+        ("2024:dusk:camvid=/x", Spec("2024:dusk", "camvid", None, Path("/x"))),
+        ("camvid=/odd=name:x", Spec("camvid", "camvid", None, Path("/odd=name:x"))),
+        ("town:folder=C/labelled", Spec("town", "folder", None, Path("C/labelled"))),
+        ("folder=C/labelled/", Spec("labelled", "folder", None, Path("C/labelled"))),
+        ("folder=C/labelled/../other", Spec("other", "folder", None, Path("C/labelled/../other"))),
+    ],
+)
+def test_specifications_parse(text, expected):
+    assert parse_spec(text) == expected
+
+
+def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_spec("folder=.").label == tmp_path.name
+    assert parse_spec("camvid=~/camvid").root == Path.home() / "camvid"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("camvd=/x", ["camvd", "did you mean 'camvid'?"]),
+        ("", ["''", "camvid, folder, streets"]),
+        ("streets:snw", ["'snw'", "did you mean 'snow'?"]),
+        ("streets:", ["unknown domain ''", "clear, fog, night, rain, snow"]),
+        ("camvid:fog=/x", ["unknown data set 'fog'"]),
+        ("camvid", ["camvid needs the folder", "camvid=FOLDER"]),
+        ("dusk:camvid=", ["camvid needs the folder", "dusk:camvid=FOLDER"]),
+        ("streets:fog=/x", ["takes no folder", "'/x'"]),
+        ("streets=", ["takes no folder"]),
+        (":camvid=/x", ["empty label"]),
+    ],
+)
+def test_wrong_specifications_name_the_fix(text, parts):
+    refused(lambda: parse_spec(text), text, *parts)
+
+
+def test_missing_root_and_unknown_split_are_named(tmp_path, camvid):
+    refused(lambda: open_domain(f"camvid={tmp_path}/none", "val"), tmp_path / "none", "no such folder", "camvid=FOLDER")
+    refused(lambda: open_domain(f"camvid={camvid}", "vall"), "'vall'", "did you mean 'val'?")
+
+
+# CamVid
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "suffix"),
+    [("{split}/images", "{split}/labels", ".jpg"), ("{split}", "{split}annot", ".png")],
+)
+def test_both_camvid_layouts_open(tmp_path, images, labels, suffix):
+    root = make_camvid(tmp_path / "data", images, labels, suffix)
+    for split in SPLITS:
+        domain = open_domain(f"camvid={root}", split)
+        assert len(domain) == 2
+        assert [domain.name(i) for i in range(2)] == [f"0001TP_{split}{n}" for n in range(2)]
+        assert domain.label == "camvid"
+
+
+def test_camvid_is_trained_in_19_classes_and_scored_in_its_own(camvid):
+    domain = open_domain(f"dusk:camvid={camvid}", "train")
+    assert domain.label == "dusk"
+    assert domain.train_space is CITYSCAPES
+    assert domain.score_space is CAMVID
+    stored = ids(classes=12)
+    image, trained = domain.read(0)
+    scored_image, scored = domain.read_scored(0)
+    decoded = cv2.imread(str(camvid / "train/images/0001TP_train0.jpg"))
+    assert np.abs(image.astype(int) - decoded[..., ::-1]).max() <= 3  # decoders differ in the last bits
+    assert (image == scored_image).all()
+    assert (domain.image(0) == image).all()
+    assert trained.dtype == scored.dtype == np.uint8
+    assert (trained[stored == CAMVID.id("bicyclist")] == CITYSCAPES.id("rider")).all()
+    assert (scored == np.where(stored == 11, IGNORE, stored)).all()
+    # A perfect prediction in the train ids is a perfect one in the scored ids.
+    assert (domain.to_score_predictions[trained] == scored).all()
+
+
+@pytest.mark.skipif(not REAL_CAMVID.is_dir(), reason=f"needs CamVid in {REAL_CAMVID} or in $RECYCLELORA_CAMVID")
+def test_real_camvid():
+    for split, count in (("train", 367), ("val", 101), ("test", 233)):
+        domain = open_domain(f"camvid={REAL_CAMVID}", split)
+        assert len(domain) == count
+        for index in (0, count // 2, count - 1):
+            image, labels = domain.read(index)
+            assert image.shape == (360, 480, 3)
+            road = image[labels == CITYSCAPES.id("road")].astype(int)
+            assert np.ptp(road.mean(axis=0)) < 40  # roads are grey in whatever order of channels ...
+            sky = image[labels == CITYSCAPES.id("sky")].astype(int)
+            assert sky.mean() > road.mean()  # ... and darker than the sky
+
+
+# Folders
+
+
+def test_folder_holds_cityscapes_train_ids_for_every_split(town):
+    for split in SPLITS:
+        domain = open_domain(f"folder={town}", split)
+        assert [domain.name(i) for i in range(len(domain))] == ["b", "north/a"]
+        assert domain.label == "town"
+        assert domain.train_space is domain.score_space is CITYSCAPES
+        assert (domain.read(0)[1] == ids(classes=19, seed=1)).all()
+        assert (domain.read(0)[0] == picture(seed=1)).all()
+
+
+def test_folder_with_classes_of_its_own(town):
+    (town / "classes.txt").write_text("background\nrail 255 0 0\n")
+    label = ids(classes=2)
+    label[0] = IGNORE
+    write(town / "labels/b.png", label)
+    domain = open_domain(f"folder={town}", "val")
+    assert domain.score_space.names == domain.train_space.names == ("background", "rail")
+    assert (domain.read_scored(0)[1] == label).all()
+    refused(lambda: domain.read(1), town / "labels/north/a.png", "expected 0 to 1 or 255", "list of classes")
+
+
+# Limits and fingerprints
+
+
+def test_limit_takes_an_even_subset(tmp_path):
+    root = make_camvid(tmp_path / "data", "{split}/images", "{split}/labels", ".png", count=10)
+    full = open_domain(f"camvid={root}", "train")
+    domain = open_domain(f"camvid={root}", "train", limit=4)
+    assert [domain.name(i) for i in range(len(domain))] == [full.name(i) for i in (0, 2, 5, 7)]
+    assert len(open_domain(f"camvid={root}", "train", limit=99)) == 10
+    refused(lambda: open_domain(f"camvid={root}", "train", limit=0), "0", "at least 1")
+
+
+def test_fingerprint_follows_names_and_sizes_but_not_the_place(town, tmp_path):
+    def fingerprint(root, **options):
+        return open_domain(f"folder={root}", "val", **options).fingerprint()
+
+    first = fingerprint(town)
+    assert len(first) == 64
+    shutil.copytree(town, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == first
+    assert fingerprint(town, limit=1) != first
+    (town / "labels/b.png").rename(town / "labels/c.png")
+    (town / "images/b.png").rename(town / "images/c.png")
+    renamed = fingerprint(town)
+    assert renamed != first
+    write(town / "images/c.png", np.zeros((24, 32, 3), np.uint8))
+    assert fingerprint(town) not in (first, renamed)
+
+
+# Streets
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """The scenes asked for, in place of a renderer that takes longer."""
+    calls = []
+
+    def render(seed, domain="clear", size=(256, 512)):
+        calls.append((seed, domain))
+        shade = int.from_bytes(hashlib.sha256(domain.encode()).digest()[:1], "big")
+        labels = np.full(size, seed % 19, np.uint8)
+        labels[0] = IGNORE
+        return SimpleNamespace(image=np.full((*size, 3), shade, np.uint8), labels=labels)
+
+    monkeypatch.setattr(benchmarks.streets, "render", render)
+    return calls
+
+
+def test_streets_render_a_scene_a_seed(rendered):
+    domain = open_domain("streets:fog", "val", limit=3)
+    assert len(domain) == 3
+    image, labels = domain.read(1)
+    assert rendered == [(STREET_SEEDS["val"][33], "fog")]
+    assert domain.name(1) == "fog_1000033"
+    assert (domain.read_scored(1)[1] == labels).all()
+    assert (domain.image(1) == image).all()
+    assert domain.train_space is domain.score_space is CITYSCAPES
+    assert len(open_domain("streets", "train")) == len(STREET_SEEDS["train"])
+
+
+def test_street_splits_share_no_seed():
+    assert set(STREET_SEEDS) == set(SPLITS)
+    seeds = [seed for split in SPLITS for seed in STREET_SEEDS[split]]
+    assert len(seeds) == len(set(seeds))
+
+
+def test_street_fingerprint_follows_domain_split_limit_and_renderer(rendered, monkeypatch):
+    cases = [("streets:fog", "val", None), ("streets:rain", "val", None), ("streets:fog", "test", None)]
+    prints = [open_domain(*case).fingerprint() for case in [*cases, ("streets:fog", "val", 5)]]
+    assert open_domain("label:streets:fog", "val").fingerprint() == prints[0]
+    render = benchmarks.streets.render
+
+    def changed(*arguments):
+        scene = render(*arguments)
+        return SimpleNamespace(image=scene.image + 1, labels=scene.labels)
+
+    monkeypatch.setattr(benchmarks.streets, "render", changed)
+    prints.append(open_domain(*cases[0]).fingerprint())
+    assert len(set(prints)) == 5
+
+
+def test_real_streets_are_known_classes():
+    image, labels = open_domain("streets:night", "test", limit=1).read(0)
+    assert image.shape == (*labels.shape, 3)
+    assert set(np.unique(labels)) <= {*range(19), IGNORE}
+
+
+# The table
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_row_is_complete(name):
+    row = BENCHMARKS[name]
+    assert bool(row.layouts) != bool(row.domains)
+    labelling = row.labelling
+    known = sorted(labelling.ids)
+    trained = labelling.to_train[known]
+    scored = labelling.to_score[known]
+    assert ((trained < len(labelling.train_space)) | (trained == IGNORE)).all()
+    assert ((scored < len(labelling.score_space)) | (scored == IGNORE)).all()
+    # Every prediction of a trained class counts as a scored one, and a perfect prediction scores perfectly.
+    assert (labelling.predictions[: len(labelling.train_space)] < len(labelling.score_space)).all()
+    assert (labelling.predictions[trained[trained != IGNORE]] == scored[trained != IGNORE]).all()
