@@ -6,7 +6,8 @@ ensure_torchvision()  # before anything imports timm
 
 from recyclelora.errors import UserError  # noqa: E402
 from recyclelora.export import to_lora  # noqa: E402
+from recyclelora.run import Predictor, load  # noqa: E402
 from recyclelora.training.optim import param_groups  # noqa: E402
 from recyclelora.tuner import RecycleLoraConfig, RecycleLoraModel  # noqa: E402
 
-__all__ = ["RecycleLoraConfig", "RecycleLoraModel", "UserError", "param_groups", "to_lora"]
+__all__ = ["Predictor", "RecycleLoraConfig", "RecycleLoraModel", "UserError", "load", "param_groups", "to_lora"]

@@ -1,0 +1,5 @@
+"""`python -m recyclelora`."""
+
+from recyclelora.cli import main
+
+main()

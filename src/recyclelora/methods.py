@@ -1,0 +1,43 @@
+"""What of a model is trained: the one owner of `requires_grad` and of the adapters on a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel, get_peft_model
+
+from recyclelora.backbone import Backbone
+from recyclelora.errors import UserError
+from recyclelora.recipe import Recipe
+from recyclelora.tuner import RecycleLoraConfig
+
+
+def attach(backbone: Backbone, recipe: Recipe, draw: bool = True) -> None:
+    """Freeze the backbone and put the adapters of the recipe's method on it.
+
+    Args:
+        draw: factorise the weights; False where a checkpoint is loaded afterwards, which holds the directions.
+
+    Raises:
+        UserError: ranks larger than a layer, or targets that the model does not have.
+    """
+    backbone.requires_grad_(False)
+    if recipe.method == "recyclelora":
+        config = RecycleLoraConfig(**recipe.adapter.model_dump(), init_weights=draw)
+        try:
+            backbone.model = get_peft_model(backbone.model, config)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"adapter of {backbone.model_name}: {error}") from error
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Write the adapter as a PEFT folder; nothing where the method has none."""
+    if isinstance(backbone.model, PeftModel):
+        backbone.model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
+
+
+def merge_saved(backbone: Backbone, folder: Path) -> None:
+    """Merge an adapter saved by `save_adapter` into the backbone's weights."""
+    if folder.is_dir():
+        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder)).merge_and_unload()

@@ -1,0 +1,61 @@
+"""Plots as SVG text, to stand in a page without any file beside it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+PALETTE = ("#8a94a6", "#1769aa", "#d1495b", "#2a9d8f", "#e9a23b", "#6a4c93")
+STYLE: Any = {
+    "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e8ec", "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "r",
+}  # fmt: skip
+
+
+def loss_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> str:
+    """Training loss over steps for each model: every step faint, their running mean over 20 steps strong."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for (name, (steps, losses)), colour in zip(curves.items(), PALETTE, strict=False):
+            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _running_mean(losses, 20), color=colour, linewidth=1.8, label=name)
+        axes.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def miou_bars(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """mIoU in percent, a group of bars a target, a bar a model: `scores[model][target]` in 0..1."""
+    targets = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for i, ((name, values), colour) in enumerate(zip(scores.items(), PALETTE, strict=False)):
+            heights = [100 * (values[target] or 0) for target in targets]
+            places = np.arange(len(targets)) + (i - (len(scores) - 1) / 2) * width
+            bars = axes.bar(places, heights, width * 0.92, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1)
+        axes.set_xticks(np.arange(len(targets)), targets)
+        axes.set(ylabel="mIoU (%)")
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.18)
+        axes.legend(frameon=False, ncols=len(scores), loc="upper right")
+        return _svg(figure)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    return [float(np.mean(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

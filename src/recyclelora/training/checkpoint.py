@@ -1,0 +1,77 @@
+"""Training checkpoints without pickle: one safetensors file whose header carries the rest as JSON.
+
+    {"state_dict": {...}, "optimizer_states": [...], "loops": {...}, ...}
+       -> tensors by path ("/optimizer_states/0/state/5/exp_avg") + a JSON skeleton that refers to them
+
+The file is written beside its place and renamed, so that a checkpoint is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recyclelora.errors import UserError
+
+
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Lightning checkpoints of dicts, lists, tuples, numbers, text and tensors; anything else is refused."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        skeleton = json.dumps(_pack(checkpoint, "", tensors))
+        unfinished = path.with_name(path.name + ".part")
+        save_file(tensors, unfinished, metadata={"skeleton": skeleton})
+        os.replace(unfinished, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        try:
+            with safe_open(path, "pt") as file:
+                skeleton = json.loads(file.metadata()["skeleton"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: no checkpoint of this program ({error}); start again with --overwrite") from error
+        checkpoint: dict[str, Any] = _unpack(skeleton, tensors)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous().clone()
+        return {"tensor": place}
+    if isinstance(value, dict):
+        return {"dict": [[_pack(k, place, tensors), _pack(v, f"{place}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_pack(item, f"{place}/{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value)
+    raise TypeError(f"a checkpoint cannot hold {type(value).__name__} (at {place or 'its top'})")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(_unpack(item, tensors) for item in content)
+    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}

@@ -1,0 +1,215 @@
+"""A training from a recipe to a finished run, and on from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from recyclelora.data.benchmarks import open_domain
+from recyclelora.data.dataset import TrainingDataset
+from recyclelora.data.transforms import Augment
+from recyclelora.errors import UserError
+from recyclelora.recipe import Recipe
+from recyclelora.run import Run, build, check_base, open_run, remove_run, versions
+from recyclelora.segmenter import Segmenter
+from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+from recyclelora.training.module import SegmentationModule
+from recyclelora.training.sampler import StepBatchSampler
+
+
+def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train a model into the folder `out`; see `recyclelora.run` for what is written.
+
+    Args:
+        resume: go on from the last checkpoint of `out`, or start where there is none; a finished run is returned.
+        overwrite: remove the run that lies in `out` first.
+
+    Raises:
+        UserError: `out` holds something and neither flag is set; a resumed run has another recipe or other base
+            weights; anything wrong with the data or the model.
+    """
+    out = Path(out)
+    previous = _previous(recipe, out, resume, overwrite)
+    if previous is not None and previous.finished:
+        return previous
+    dataset = TrainingDataset(
+        [open_domain(source, "train", recipe.limit) for source in recipe.sources],
+        Augment(recipe.crop, **recipe.augment.model_dump()),
+        recipe.seed,
+    )
+    space = dataset.domains[0].train_space
+    checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
+    segmenter = build(recipe, len(space), draw=checkpoint is None)
+    if previous is not None:
+        check_base(segmenter.backbone, previous, recipe.backbone.weights)
+    run = previous or Run(out, recipe, _facts(segmenter, dataset))
+    run.write()
+    module = SegmentationModule(segmenter, recipe.optim, recipe.steps, recipe.seed)
+    _fit(run, module, dataset, checkpoint)
+    run.save_result(segmenter)
+    return run
+
+
+def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run | None:
+    """The run to go on with; refuses whatever would be lost."""
+    if out.is_file():
+        raise UserError(f"{out} is a file, expected a folder for the run")
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
+    if overwrite:
+        remove_run(out)
+        return None
+    if not resume:
+        raise UserError(
+            f"{out} exists and is not empty; go on with --resume, replace it with --overwrite, or choose another"
+        )
+    previous = open_run(out)
+    old, new = previous.recipe.model_dump(), recipe.model_dump()
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        raise UserError(
+            f"{out}/recipe.yaml differs from the given recipe in {', '.join(changed)} "
+            f"({changed[0]}: {old[changed[0]]} there, {new[changed[0]]} here); resume with the run's own recipe"
+        )
+    return previous
+
+
+def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
+    space = dataset.domains[0].train_space
+    return {
+        "classes": {"names": space.names, "colours": space.colours},
+        "weights_sha256": segmenter.backbone.weights_sha256,
+        "sources": [
+            {"label": domain.label, "images": len(domain), "fingerprint": domain.fingerprint()}
+            for domain in dataset.domains
+        ],
+        "parameters": {
+            "backbone": _count(segmenter.backbone),
+            "adapters": _count(segmenter.backbone, trained=True),
+            "head": _count(segmenter.head, trained=True),
+        },
+        "versions": versions(),
+    }
+
+
+def _count(module: nn.Module, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpoint: Path | None) -> None:
+    recipe = run.recipe
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for advice in (
+            ".*does not have many workers.*",
+            ".*treespec, LeafSpec.*is deprecated",
+            "You're resuming from a",
+        ):
+            warnings.filterwarnings("ignore", advice)
+        trainer = L.Trainer(
+            max_steps=recipe.steps,
+            devices=recipe.devices,
+            precision=recipe.precision,
+            callbacks=[Recorder(run), ProgressBar(run)],
+            plugins=[SafetensorsCheckpointIO()],
+            default_root_dir=run.path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        sampler = StepBatchSampler(
+            len(dataset), recipe.batch_size, recipe.steps, recipe.seed, lambda: trainer.global_step,
+            rank=trainer.global_rank, world=trainer.world_size,
+        )  # fmt: skip
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers, worker_init_fn=_one_thread)
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint)
+        except SystemExit as error:  # what Lightning makes of an interrupt
+            raise KeyboardInterrupt from error
+        except UserError as error:  # from a loader's process it arrives with that process's traceback before it
+            raise UserError(str(error).splitlines()[-1].removeprefix("recyclelora.errors.UserError: ")) from error
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+class Recorder(Callback):
+    """Writes the metrics and a checkpoint every `checkpoint_every` steps and at the end, always both.
+
+    On resuming, lines of steps after the checkpoint are dropped: they are about to be computed again.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.pending: list[tuple[int, Tensor, float, float]] = []
+        self.started = self.before = self.lr = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        kept = []
+        if self.run.metrics.is_file():
+            lines = self.run.metrics.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+        self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self.run.metrics.write_text("".join(line + "\n" for line in kept))
+        self.started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        seconds = self.before + time.perf_counter() - self.started
+        self.pending.append((step, outputs["loss"].detach(), self.lr, seconds))
+        if step % self.run.recipe.checkpoint_every == 0 or step == self.run.recipe.steps:
+            self._write()
+            trainer.save_checkpoint(self.run.checkpoint)
+
+    def _write(self) -> None:
+        with self.run.metrics.open("a") as file:
+            for step, loss, lr, seconds in self.pending:
+                if not math.isfinite(loss):
+                    raise UserError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")
+                line = {"step": step, "loss": round(loss.item(), 6), "lr": lr, "seconds": round(seconds, 3)}
+                file.write(json.dumps(line) + "\n")
+        self.pending.clear()
+
+
+class ProgressBar(Callback):
+    """Steps done, time left and the loss, on a terminal."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = self.run.recipe.steps
+        self.bar = tqdm(desc=f"training {self.run.path.name}", total=steps, initial=trainer.global_step, disable=None)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        assert self.bar is not None
+        self.bar.set_postfix(loss=f"{trainer.callback_metrics['loss']:.3f}", refresh=False)
+        self.bar.update()
+
+    def teardown(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

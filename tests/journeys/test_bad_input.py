@@ -1,0 +1,155 @@
+"""What goes wrong is said in one line that names the fix; the exit code is not 0 and nothing is lost."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import write_folder
+
+
+def refused(result, *parts):
+    code, _, err = result
+    assert code != 0
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1, err
+    for part in parts:
+        assert str(part) in err
+    return err
+
+
+@pytest.fixture
+def train(command, recipe, tmp_path):
+    def call(*arguments, out="run"):
+        return command("train", "--recipe", recipe, "--out", tmp_path / out, *arguments)
+
+    return call
+
+
+@pytest.fixture
+def run(train, tmp_path):
+    assert train()[0] == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("optim.lrr=1", ["unknown key 'optim.lrr'", "did you mean 'lr'"]),
+        ("stepps=3", ["unknown key 'stepps'", "did you mean 'steps'"]),
+        ("steps=many", ["steps", "found 'many'"]),
+        ("steps", ["--set steps: expected KEY=VALUE"]),
+        ("head=linaer", ["unknown head 'linaer'", "'linear'"]),
+        ("backbone.model=vit_tini_patch16_224", ["timm has no model", "vit_tiny_patch16_224"]),
+        ("backbone.weights=missing.safetensors", ["missing.safetensors"]),
+        ("adapter.r_main=60", ["blocks.0.attn.qkv", "60 + 2 exceeds min(out, in) = 48"]),
+        ("crop=33", ["crop 33 is no multiple of the patch 16", "32 or 48"]),
+        ("sources=[folder=nowhere]", ["nowhere: no such folder"]),
+        ("sources=[foldr=x]", ["unknown data set 'foldr'", "folder"]),
+        ("sources=[streets:fogg]", ["unknown domain 'fogg'", "fog"]),
+    ],
+)
+def test_wrong_settings(train, tmp_path, change, parts):
+    refused(train("--set", change), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe(command, recipe, tmp_path):
+    refused(
+        command("train", "--recipe", tmp_path / "recipy.yaml", "--out", tmp_path / "run"),
+        "no such recipe",
+        "recipe.yaml",
+    )
+
+
+def test_image_without_label(train, town):
+    (town / "labels" / "02.png").unlink()
+    refused(train(), "02")
+
+
+def test_label_ids_outside_the_map(train, town):
+    file = town / "labels" / "01.png"
+    Image.open(file).point(lambda v: 7).save(file)
+    refused(train(), "01.png", "7")
+
+
+def test_unequal_sizes(train, town):
+    Image.open(town / "labels" / "01.png").resize((10, 10)).save(town / "labels" / "01.png")
+    refused(train(), "01.png", "10")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_corrupt_image(train, town, workers):
+    file = town / "images" / "03.jpg"
+    file.write_bytes(file.read_bytes()[:300])
+    refused(train("--set", f"workers={workers}"), "03.jpg")
+
+
+def test_nothing_is_overwritten_unless_asked(train, command, run, town, tmp_path):
+    before = (run / "head.safetensors").stat().st_mtime_ns
+    refused(train(), "not empty", "--resume", "--overwrite")
+    assert (run / "head.safetensors").stat().st_mtime_ns == before
+    (run / "notes.txt").write_text("mine")
+    assert train("--overwrite")[0] == 0
+    assert (run / "head.safetensors").stat().st_mtime_ns != before
+    assert (run / "notes.txt").read_text() == "mine"
+
+    scores = tmp_path / "scores.json"
+    scores.write_text("mine")
+    evaluate = ("evaluate", run, "--target", f"folder={town}", "--out", scores)
+    refused(command(*evaluate), "scores.json exists", "--overwrite")
+    assert scores.read_text() == "mine"
+    assert command(*evaluate, "--overwrite")[0] == 0
+    assert json.loads(scores.read_text())["targets"]
+
+    refused(command("predict", run, town / "images", "--out", run), "not empty", "--overwrite")
+
+
+def test_a_run_is_resumed_with_its_own_recipe_only(train, run):
+    refused(train("--resume", "--set", "steps=9"), "differs", "steps", "6 there, 9 here")
+
+
+def test_a_folder_that_is_no_run(command, town, tmp_path):
+    refused(command("predict", town, town / "images", "--out", tmp_path / "p"), "no run", "recipe.yaml is missing")
+    refused(command("predict", tmp_path / "none", town / "images", "--out", tmp_path / "p"), "no such run folder")
+
+
+def test_an_unfinished_run_is_not_loaded(command, run, town, tmp_path):
+    (run / "head.safetensors").unlink()
+    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "not finished", "--resume")
+
+
+def test_another_base_is_refused(command, train, run, town, tmp_path):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["seed"] = 5  # random weights are those of the seed
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "trained on base weights", "random")
+    shutil.rmtree(run / "adapter")
+    (run / "head.safetensors").unlink()
+    refused(train("--resume", "--set", "seed=5"), "trained on base weights")
+
+
+def test_targets_that_do_not_fit(command, run, town, tmp_path):
+    out = tmp_path / "scores.json"
+    other = write_folder(tmp_path / "other")
+    refused(command("evaluate", run, "--target", f"folder={other}", "--out", out), "19 classes", "trained on 2 classes")
+    twice = ("--target", f"folder={town}") * 2
+    refused(command("evaluate", run, *twice, "--out", out), "two targets are called 'town'", "LABEL:NAME")
+    refused(command("evaluate", run, "--target", f"folder={town}", "--out", tmp_path / "s.txt"), "ending in .json")
+    assert not out.exists()
+
+
+def test_images_that_are_none(command, run, town, tmp_path):
+    refused(command("predict", run, tmp_path / "no.jpg", "--out", tmp_path / "p"), "no.jpg: no such image")
+    (tmp_path / "empty").mkdir()
+    refused(command("predict", run, tmp_path / "empty", "--out", tmp_path / "p"), "no images in this folder")
+    refused(command("predict", run, town / "classes.txt", "--out", tmp_path / "p"), "classes.txt")
+
+
+def test_debug_shows_the_traceback(command, run, tmp_path):
+    from recyclelora import UserError
+
+    with pytest.raises(UserError, match="no such image"):
+        command("predict", run, tmp_path / "no.jpg", "--out", tmp_path / "p", "--debug")
