@@ -7,8 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-# The tuner and its factors stay outside: torch.compile does not trace through the wrappers.
-CHECKED = [f"recyclelora.{name}" for name in ("rrqr", "backbone", "heads", "segmenter", "data", "evaluation")]
-install_import_hook(CHECKED, "beartype.beartype")
+# Left out: the tuner and its factors, whose wrapped functions torch.compile does not trace, and the drawing of street
+# scenes, whose hundred thousands of small calls would take ten times as long.
+DATA = ("benchmarks", "dataset", "domain", "folders", "labels", "transforms", "streets.scene")
+CHECKED = ["rrqr", "backbone", "heads", "segmenter", "evaluation", "report", *(f"data.{name}" for name in DATA)]
+install_import_hook([f"recyclelora.{name}" for name in CHECKED], "beartype.beartype")
 
 import recyclelora  # noqa: E402, F401  timm needs it to be imported first where torch is a CPU build

@@ -170,3 +170,7 @@ def test_sizes_too_small_are_refused(size: tuple[int, int]) -> None:
 def test_negative_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         render(-1)
+
+
+def test_no_pixel_of_an_outline_lies_beyond_its_plane():
+    assert (render(695).depth > 0).all()  # a fence seen at a grazing angle

@@ -107,7 +107,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 def _recorded_weights(out: Path) -> str | None:
     try:
-        return str(json.loads((out / "demo.json").read_text())["weights"])
+        return str(json.loads((out / "demo.json").read_text(encoding="utf-8"))["weights"])
     except (OSError, KeyError, json.JSONDecodeError):
         return None
 
@@ -127,7 +127,7 @@ def _score(predictor: Predictor, target: str, images: int) -> TargetScore:
     domain = open_domain(target, "test", images if "=" not in target else None)
     file = predictor.run.path / "results" / f"{domain.label}.json"
     if file.is_file():
-        score = TargetScore(**json.loads(file.read_text()))
+        score = TargetScore(**json.loads(file.read_text(encoding="utf-8")))
         if score.images == len(domain) and score.fingerprint == domain.fingerprint():
             return score
     score = score_domain(predictor.predict, predictor.space, domain)

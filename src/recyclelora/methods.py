@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from recyclelora.backbone import Backbone
 from recyclelora.errors import UserError
@@ -37,7 +38,21 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
 
 
-def merge_saved(backbone: Backbone, folder: Path) -> None:
-    """Merge an adapter saved by `save_adapter` into the backbone's weights."""
-    if folder.is_dir():
-        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder)).merge_and_unload()
+def merge_saved(backbone: Backbone, recipe: Recipe, folder: Path) -> None:
+    """Merge an adapter saved by `save_adapter` into the backbone's weights; nothing where the method has none.
+
+    Raises:
+        UserError: the adapter is missing or damaged, or was made for another model.
+    """
+    if recipe.method == "frozen":
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the adapter of this {recipe.method} run is missing; restore it or train again")
+    try:
+        model = PeftModel.from_pretrained(backbone.model, str(folder))
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{folder}: no adapter for {backbone.model_name} ({reason}); restore it or train again"
+        ) from error
+    backbone.model = model.merge_and_unload()

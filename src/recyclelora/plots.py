@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ PALETTE = ("#8a94a6", "#1769aa", "#d1495b", "#2a9d8f", "#e9a23b", "#6a4c93")
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6e8ec", "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "r",
+    "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -22,11 +24,12 @@ def loss_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.8), layout="constrained")
         axes = figure.subplots()
-        for (name, (steps, losses)), colour in zip(curves.items(), PALETTE, strict=False):
+        strong = []
+        for (steps, losses), colour in zip(curves.values(), itertools.cycle(PALETTE), strict=False):
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(losses, 20), color=colour, linewidth=1.8, label=name)
+            strong += axes.plot(steps, _running_mean(losses, 20), color=colour, linewidth=1.8)
         axes.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
-        axes.legend(frameon=False)
+        axes.legend(strong, list(curves), frameon=False)
         return _svg(figure)
 
 
@@ -37,16 +40,18 @@ def miou_bars(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.8), layout="constrained")
         axes = figure.subplots()
-        for i, ((name, values), colour) in enumerate(zip(scores.items(), PALETTE, strict=False)):
-            heights = [100 * (values[target] or 0) for target in targets]
+        groups = []
+        for i, (values, colour) in enumerate(zip(scores.values(), itertools.cycle(PALETTE), strict=False)):
+            heights = [100 * value if (value := values[target]) is not None else np.nan for target in targets]
             places = np.arange(len(targets)) + (i - (len(scores) - 1) / 2) * width
-            bars = axes.bar(places, heights, width * 0.92, color=colour, label=name)
-            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1)
+            groups.append(axes.bar(places, heights, width * 0.92, color=colour))
+            labels = [f"{height:.1f}" if np.isfinite(height) else "–" for height in heights]
+            axes.bar_label(groups[-1], labels, fontsize=8, padding=1)
         axes.set_xticks(np.arange(len(targets)), targets)
         axes.set(ylabel="mIoU (%)")
         axes.grid(axis="x", visible=False)
-        axes.margins(y=0.18)
-        axes.legend(frameon=False, ncols=len(scores), loc="upper right")
+        legend: Any = figure.legend  # its stubs know no handles of bars, nor places outside
+        legend(groups, list(scores), frameon=False, ncols=len(scores), loc="outside upper right")
         return _svg(figure)
 
 

@@ -6,7 +6,7 @@ The defaults are the published settings where they do not depend on the backbone
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,7 +21,7 @@ Method = Literal["recyclelora", "frozen"]
 class Settings(BaseModel):
     """A group of settings; unknown keys are errors, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneSettings(Settings):
@@ -91,9 +91,8 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     workers: int = Field(2, ge=0)
-    devices: int = Field(1, gt=0)
     checkpoint_every: int = Field(500, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -101,6 +100,10 @@ class Recipe(Settings):
             raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
         if self.adapter.r_main + self.adapter.r_sub == 0:
             raise ValueError("adapter: r_main and r_sub must not both be 0")
+        if self.stride > self.window:
+            raise ValueError(f"evaluation: stride {self.stride} leaves gaps between windows of {self.window}")
+        if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
+            raise ValueError(f"augment: scale {self.augment.scale} is no range of positive numbers")
         return self
 
     @property
@@ -129,7 +132,7 @@ def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Reci
         nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such recipe; recipes in {path.parent}: {', '.join(nearby) or 'none'}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -137,13 +140,15 @@ def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Reci
             f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
         )
     for key, text in (changes or {}).items():
-        _put(values, key, yaml.safe_load(text))
+        try:
+            _put(values, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {key}={text}: no valid YAML: {' '.join(str(error).split())}") from error
     return make_recipe(values, str(path))
 
 
 def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     """A recipe from plain values; errors as `read_recipe`."""
-    values = _numbers(values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -173,18 +178,3 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"--set {key}: {parent!r} is no group of settings")
     values[last] = value
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4, without a point, as text; it is meant as a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, str) and value[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-METHODS = get_args(Method)

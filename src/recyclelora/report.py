@@ -59,7 +59,7 @@ def run_facts(run: Run) -> dict[str, str]:
     """How a run was trained, for a table."""
     recipe, info = run.recipe, run.info
     adapter = recipe.adapter
-    lines = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
+    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
     has_adapter = recipe.method != "frozen"
     return {
         "method": recipe.method,
@@ -98,6 +98,7 @@ def write_report(
     )
     environment.filters |= {"percent": _percent, "jpeg": _jpeg, "png": _png, "hex": _hex}
     targets = [score.label for score in models[0].scores]
+    curves = {m.name: _curve(m.metrics) for m in models if m.metrics is not None}
     page = environment.get_template("report.html.j2").render(
         title=title,
         lead=lead,
@@ -108,20 +109,20 @@ def write_report(
         seen=seen,
         unseen_means={m.name: mean_miou([s for s in m.scores if s.label not in seen]) for m in models},
         bars=plots.miou_bars({m.name: {s.label: s.miou for s in m.scores} for m in models}),
-        curves=plots.loss_curves({m.name: _curve(m.metrics) for m in models if m.metrics is not None}),
+        curves=plots.loss_curves(curves) if curves else "",
         examples=examples,
         legend=_legend(examples),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page)
+    unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
 
 def _curve(metrics: Path) -> tuple[list[int], list[float]]:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return [line["step"] for line in lines], [line["loss"] for line in lines]
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recyclelora.backbone import Backbone
@@ -78,7 +79,7 @@ class Run:
     def write(self) -> None:
         """Write `recipe.yaml` and `run.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.yaml").write_text(self.recipe.to_yaml())
+        (self.path / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         write_json(self.path / "run.json", self.info)
 
     def save_result(self, segmenter: Segmenter) -> None:
@@ -100,8 +101,10 @@ def open_run(path: str | Path) -> Run:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
     try:
-        recipe = make_recipe(yaml.safe_load((path / "recipe.yaml").read_text()), str(path / "recipe.yaml"))
-        info = json.loads((path / "run.json").read_text())
+        recipe = make_recipe(
+            yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")), str(path / "recipe.yaml")
+        )
+        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
@@ -192,8 +195,13 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
     segmenter = _bare(recipe, len(opened.space))
     check_base(segmenter.backbone, opened, recipe.backbone.weights)
-    merge_saved(segmenter.backbone, opened.path / "adapter")
-    segmenter.head.load_state_dict(load_file(opened.path / "head.safetensors"))
+    merge_saved(segmenter.backbone, recipe, opened.path / "adapter")
+    head = opened.path / "head.safetensors"
+    try:
+        segmenter.head.load_state_dict(load_file(head))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{head}: no {recipe.head} head of this run ({reason}); restore it or train again") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor(segmenter.to(device), opened)
 
@@ -217,5 +225,5 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -62,7 +62,7 @@ class Segmenter(nn.Module):
             ValueError: a window that is no multiple of the patch, or a stride that leaves gaps.
         """
         patch = self.backbone.patch_size
-        if window % patch or window < patch or not 1 <= stride <= window:
+        if window % patch or not 1 <= stride <= window:
             raise ValueError(
                 f"window {window} must be a multiple of the patch {patch} and stride {stride} lie in 1..window; "
                 f"nearest window: {max(1, round(window / patch)) * patch}"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from conftest import write_folder
+from miniatures import write_folder
 
 
 def refused(result, *parts):
@@ -153,3 +153,8 @@ def test_debug_shows_the_traceback(command, run, tmp_path):
 
     with pytest.raises(UserError, match="no such image"):
         command("predict", run, tmp_path / "no.jpg", "--out", tmp_path / "p", "--debug")
+
+
+def test_a_damaged_head_is_named(command, run, town, tmp_path):
+    (run / "head.safetensors").write_bytes(b"damaged")
+    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "head.safetensors", "restore it")

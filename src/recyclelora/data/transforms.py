@@ -15,9 +15,6 @@ from jaxtyping import Float64, UInt8
 from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
 
-# Loaders run one process a core, and OpenCV's own thread pool does not survive their fork.
-cv2.setNumThreads(0)
-
 CROP_ATTEMPTS = 10
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = (0.5, 1.5)

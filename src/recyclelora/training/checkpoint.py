@@ -1,7 +1,7 @@
 """Training checkpoints without pickle: one safetensors file whose header carries the rest as JSON.
 
     {"state_dict": {...}, "optimizer_states": [...], "loops": {...}, ...}
-       -> tensors by path ("/optimizer_states/0/state/5/exp_avg") + a JSON skeleton that refers to them
+       -> numbered tensors + a JSON skeleton that refers to them
 
 The file is written beside its place and renamed, so that a checkpoint is whole or absent.
 """
@@ -39,9 +39,9 @@ class SafetensorsCheckpointIO(CheckpointIO):
             with safe_open(path, "pt") as file:
                 skeleton = json.loads(file.metadata()["skeleton"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            checkpoint: dict[str, Any] = _unpack(skeleton, tensors)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: no checkpoint of this program ({error}); start again with --overwrite") from error
-        checkpoint: dict[str, Any] = _unpack(skeleton, tensors)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -50,8 +50,9 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()
-        return {"tensor": place}
+        name = str(len(tensors))
+        tensors[name] = value.cpu().contiguous().clone()
+        return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[_pack(k, place, tensors), _pack(v, f"{place}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):

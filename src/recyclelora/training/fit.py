@@ -34,7 +34,7 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
 
     Args:
         resume: go on from the last checkpoint of `out`, or start where there is none; a finished run is returned.
-        overwrite: remove the run that lies in `out` first.
+        overwrite: replace the run that lies in `out`, once the new one is ready to start.
 
     Raises:
         UserError: `out` holds something and neither flag is set; a resumed run has another recipe or other base
@@ -55,6 +55,8 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
     if previous is not None:
         check_base(segmenter.backbone, previous, recipe.backbone.weights)
     run = previous or Run(out, recipe, _facts(segmenter, dataset))
+    if overwrite:
+        remove_run(out)
     run.write()
     module = SegmentationModule(segmenter, recipe.optim, recipe.steps, recipe.seed)
     _fit(run, module, dataset, checkpoint)
@@ -69,7 +71,6 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
     if not out.is_dir() or not any(out.iterdir()):
         return None
     if overwrite:
-        remove_run(out)
         return None
     if not resume:
         raise UserError(
@@ -81,7 +82,8 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
     if changed:
         raise UserError(
             f"{out}/recipe.yaml differs from the given recipe in {', '.join(changed)} "
-            f"({changed[0]}: {old[changed[0]]} there, {new[changed[0]]} here); resume with the run's own recipe"
+            f"({changed[0]}: {old[changed[0]]} there, {new[changed[0]]} here); resume with the run's own recipe, or "
+            "start anew with --overwrite"
         )
     return previous
 
@@ -120,7 +122,7 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             warnings.filterwarnings("ignore", advice)
         trainer = L.Trainer(
             max_steps=recipe.steps,
-            devices=recipe.devices,
+            devices=1,
             precision=recipe.precision,
             callbacks=[Recorder(run), ProgressBar(run)],
             plugins=[SafetensorsCheckpointIO()],
@@ -136,17 +138,14 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             len(dataset), recipe.batch_size, recipe.steps, recipe.seed, lambda: trainer.global_step,
             rank=trainer.global_rank, world=trainer.world_size,
         )  # fmt: skip
-        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers, worker_init_fn=_one_thread)
+        cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's processes
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers)
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except SystemExit as error:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from error
         except UserError as error:  # from a loader's process it arrives with that process's traceback before it
             raise UserError(str(error).splitlines()[-1].removeprefix("recyclelora.errors.UserError: ")) from error
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)
 
 
 class Recorder(Callback):
@@ -163,10 +162,10 @@ class Recorder(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kept = []
         if self.run.metrics.is_file():
-            lines = self.run.metrics.read_text().splitlines()
+            lines = self.run.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
         self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self.run.metrics.write_text("".join(line + "\n" for line in kept))
+        self.run.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.started = time.perf_counter()
 
     def on_train_batch_start(
@@ -185,7 +184,7 @@ class Recorder(Callback):
             trainer.save_checkpoint(self.run.checkpoint)
 
     def _write(self) -> None:
-        with self.run.metrics.open("a") as file:
+        with self.run.metrics.open("a", encoding="utf-8") as file:
             for step, loss, lr, seconds in self.pending:
                 if not math.isfinite(loss):
                     raise UserError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")

@@ -92,7 +92,8 @@ class Canvas:
         shift = np.array([window[1].start, window[0].start])
         inside = np.zeros(near.shape, np.uint8)
         cv2.fillPoly(inside, [np.round((outline - shift) * 16).astype(np.int32)], 1, shift=4)
-        seen = (inside > 0) & self.open(window, near)
+        # A pixel on the outline can look past the horizon of the plane, where nearness is negative.
+        seen = (inside > 0) & (near > 0) & self.open(window, near)
         if not seen.any():
             return
         sheet = texture()

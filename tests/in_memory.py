@@ -1,0 +1,40 @@
+"""A domain without files: labels are given, and every image carries in its red channel what a model shall predict."""
+
+import numpy as np
+
+from recyclelora.data.domain import Domain
+
+
+class Memory:
+    """A source of images whose red channel is `red`, with `labels` in the ids of the source."""
+
+    def __init__(self, labels, red):
+        self.labels = labels
+        self.red = red
+
+    def __len__(self):
+        return len(self.labels)
+
+    def name(self, index):
+        return f"image {index}"
+
+    def image(self, index):
+        return np.stack([self.red[index], *[np.full_like(self.red[index], index)] * 2], axis=-1)
+
+    def read(self, index):
+        return self.image(index), self.labels[index]
+
+    def fingerprint(self):
+        return f"fingerprint of {len(self)}"
+
+
+def in_memory(label, labelling, labels, red=None):
+    """A domain of these label maps; `red` holds what `read_red` predicts, the labels where it is left out."""
+    labels = [np.asarray(each, np.uint8) for each in labels]
+    red = labels if red is None else [np.asarray(each, np.uint8) for each in red]
+    return Domain(label, Memory(labels, red), labelling)
+
+
+def read_red(image):
+    """A model that sees its prediction written in the image."""
+    return image[..., 0]

@@ -1,0 +1,100 @@
+"""Every setting of a recipe changes what comes out of a training."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miniatures import TINY, write_folder
+from recyclelora.recipe import make_recipe
+from recyclelora.training.fit import train
+
+BASE = {
+    "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 32, "batch_size": 2, "steps": 3, "workers": 0,
+    "optim": {"lr": 0.003},
+}  # fmt: skip
+
+
+def trained(out, sources, change):
+    values = {**BASE, "sources": sources}
+    for key, value in change.items():
+        group, _, name = key.rpartition(".")
+        if group:
+            values[group] = {**values.get(group, {}), name: value}
+        else:
+            values[key] = value
+    run = train(make_recipe(values), out)
+    adapter = out / "adapter" / "adapter_model.safetensors"
+    return {**load_file(run.path / "head.safetensors"), **(load_file(adapter) if adapter.exists() else {})}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return [f"folder={write_folder(root / name, seed=seed)}" for seed, name in enumerate(("a", "b"))]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, sources):
+    return trained(tmp_path_factory.mktemp("base") / "run", sources[:1], {})
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "frozen"}, {"limit": 1}, {"crop": 48}, {"batch_size": 3}, {"steps": 4}, {"precision": "bf16-mixed"},
+        {"seed": 1}, {"backbone.norm": False}, {"backbone.model_args": {**TINY["model_args"], "depth": 1}},
+        {"adapter.r_main": 5}, {"adapter.r_sub": 0}, {"adapter.alpha": 3.0}, {"adapter.decomposition": "svd"},
+        {"adapter.target_modules": ["attn.qkv"]}, {"adapter.layers_to_transform": [1]},
+        {"optim.lr": 0.001}, {"optim.sub_lr_ratio": 1.0}, {"optim.power": 2.0}, {"optim.weight_decay": 0.5},
+        {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
+        {"augment.flip": 0.0}, {"augment.photometric": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_setting_changes_the_result(change, base, sources, tmp_path):
+    assert not same(base, trained(tmp_path / "run", sources[:1], change))
+
+
+@pytest.mark.parametrize("change", [{"workers": 1}, {"checkpoint_every": 1}, {"evaluation.window": 64}])
+def test_these_settings_do_not(change, base, sources, tmp_path):
+    assert same(base, trained(tmp_path / "run", sources[:1], change))
+
+
+def test_gradient_checkpointing_changes_memory_only(base, sources, tmp_path):
+    checkpointed = trained(tmp_path / "run", sources[:1], {"backbone.grad_checkpointing": True})
+    for name, value in base.items():
+        torch.testing.assert_close(checkpointed[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_source_is_trained_on(base, sources, tmp_path):
+    assert not same(base, trained(tmp_path / "run", sources, {}))
+
+
+def test_a_loss_that_is_no_number_stops_the_training(sources, tmp_path):
+    from recyclelora import UserError
+
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower optim.lr"):
+        trained(tmp_path / "run", sources[:1], {"optim.lr": 1e30, "steps": 10})
+
+
+def test_weight_decay_follows_its_schedule_on_the_head_only(sources, tmp_path, monkeypatch):
+    from recyclelora.training import module
+
+    seen = []
+    untouched = module.SegmentationModule.training_step
+
+    def watch(self, *args):
+        groups = self.trainer.optimizers[0].param_groups
+        seen.append({group["name"]: (group["lr"], group["weight_decay"]) for group in groups})
+        return untouched(self, *args)
+
+    monkeypatch.setattr(module.SegmentationModule, "training_step", watch)
+    trained(tmp_path / "run", sources[:1], {"steps": 4})
+    assert [step["main"] for step in seen] == [(pytest.approx(0.003 * (1 - k / 4) ** 0.9), 0.0) for k in range(4)]
+    assert [step["sub"][0] for step in seen] == pytest.approx([step["main"][0] / 2 for step in seen])
+    assert seen[0]["other"] == (0.003, 0.05)
+    assert seen[2]["other"][1] == pytest.approx((0.05 + 1e-5) / 2)

@@ -1,0 +1,90 @@
+"""Plots read back from their SVG: who is in them, and whether heights mean what they say."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from recyclelora.plots import PALETTE, loss_curves, miou_bars
+
+SCORES = {
+    "frozen": {"clear": 0.5, "fog": 0.25, "night": 0.125},
+    "R&D <one>": {"clear": 0.6, "fog": 0.3, "night": 0.0625},
+}
+RNG = np.random.default_rng(0)
+CURVES = {name: (list(range(1, 61)), RNG.uniform(0.5, 3, 60).tolist()) for name in ("frozen", "recyclelora")}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg):
+    return [element.text for element in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def paths(svg):
+    """Style and points of what is drawn inside the axes."""
+    for element in ET.fromstring(svg).iter(f"{SVG}path"):
+        if element.get("clip-path"):
+            style = dict(part.split(": ") for part in element.get("style").split("; "))
+            yield style, np.array(re.findall(r"[ML] (\S+) (\S+)", element.get("d")), float)
+
+
+def bars(svg):
+    """(colour, height) of every bar, from left to right."""
+    drawn = [(points[:, 0].min(), style["fill"], np.ptp(points[:, 1])) for style, points in paths(svg)
+             if style["fill"] in PALETTE]  # fmt: skip
+    return [(colour, height) for _, colour, height in sorted(drawn)]
+
+
+@pytest.mark.parametrize(("draw", "data"), [(miou_bars, SCORES), (loss_curves, CURVES)])
+def test_a_plot_is_one_svg_element_that_names_its_models_and_repeats_itself(draw, data):
+    svg = draw(data)
+    assert svg.startswith("<svg")  # without a prologue, which a page could not hold
+    assert ET.fromstring(svg).tag == f"{SVG}svg"
+    assert set(texts(svg)) >= set(data)
+    assert draw(data) == svg
+    outside = [value for value in re.findall(r'(?:href|src)="([^"]*)"', svg) if not value.startswith("#")]
+    assert outside == []
+
+
+def test_every_model_has_a_bar_at_every_target_as_high_as_its_score():
+    svg = miou_bars(SCORES)
+    drawn = bars(svg)
+    values = [scores[target] for target in ("clear", "fog", "night") for scores in SCORES.values()]
+    assert [colour for colour, _ in drawn] == list(PALETTE[:2]) * 3
+    heights = np.array([height for _, height in drawn])
+    np.testing.assert_allclose(heights / heights[0], np.array(values) / values[0], rtol=1e-4)
+    assert [text for text in texts(svg) if text in ("clear", "fog", "night")] == ["clear", "fog", "night"]
+    assert {"50.0", "25.0", "12.5", "60.0", "30.0", "6.2"} <= set(texts(svg))
+
+
+@pytest.mark.parametrize("models", [1, 2, 6])
+def test_there_are_as_many_bars_as_models_times_targets(models):
+    svg = miou_bars({f"model {i}": {"clear": 0.5, "fog": 0.25} for i in range(models)})
+    assert len(bars(svg)) == 2 * models
+    assert len({colour for colour, _ in bars(svg)}) == models
+
+
+def test_loss_is_drawn_as_it_is_and_as_its_mean_over_twenty_steps():
+    lines = [(s, points) for s, points in paths(loss_curves(CURVES)) if s.get("stroke") in PALETTE]
+    assert [style["stroke"] for style, _ in lines] == [colour for colour in PALETTE[:2] for _ in range(2)]
+    for (steps, losses), (_, raw), (_, mean) in zip(CURVES.values(), lines[::2], lines[1::2], strict=True):
+        scale, origin = np.polyfit(losses, raw[:, 1], 1)
+        np.testing.assert_allclose(raw[:, 1], scale * np.array(losses) + origin, atol=1e-3)
+        expected = [sum(losses[max(0, i - 19) : i + 1]) / min(i + 1, 20) for i in range(len(losses))]
+        np.testing.assert_allclose(mean[:, 1], scale * np.array(expected) + origin, atol=1e-3)
+        np.testing.assert_allclose(np.diff(raw[:, 0]), np.ptp(raw[:, 0]) / (len(steps) - 1), rtol=1e-3)
+
+
+def test_seven_models_all_have_bars():
+    svg = miou_bars({f"model {i}": {"clear": 0.5} for i in range(7)})
+    assert all(f"model {i}" in svg for i in range(7))
+
+
+def test_names_with_dollars_or_underscores_are_text():
+    assert "_frozen" in miou_bars({"_frozen": {"clear": 0.5}})
+    miou_bars({"$\\nix$": {"clear": 0.5}})
+
+
+def test_a_target_without_a_score_is_no_zero():
+    assert ">0.0<" not in miou_bars({"a": {"clear": None, "fog": 0.5}})

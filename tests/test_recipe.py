@@ -1,0 +1,235 @@
+"""Recipes: published defaults, a round trip through YAML, and errors that say what to write instead."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from labelled_files import refused
+from recyclelora.recipe import (
+    AdapterSettings,
+    AugmentSettings,
+    BackboneSettings,
+    EvaluationSettings,
+    OptimSettings,
+    Recipe,
+    make_recipe,
+    read_recipe,
+)
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_defaults_are_the_published_settings():
+    recipe = Recipe(sources=["gta"])
+    optim, adapter, augment = recipe.optim, recipe.adapter, recipe.augment
+    assert (recipe.method, recipe.crop, recipe.batch_size, recipe.steps) == ("recyclelora", 512, 4, 40_000)
+    assert (optim.lr, optim.sub_lr_ratio, optim.power) == (1e-4, 0.5, 0.9)
+    assert (optim.weight_decay, optim.final_weight_decay) == (0.05, 1e-5)
+    assert (adapter.r_main, adapter.r_sub, adapter.decomposition) == (32, 4, "rrqr")
+    assert (augment.scale, augment.cat_max_ratio, augment.flip, augment.photometric) == ((0.5, 2.0), 0.75, 0.5, True)
+    assert (recipe.window, recipe.stride) == (512, 341)
+    assert recipe.precision == "32-true"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_the_project_is_read(path):
+    recipe = read_recipe(path)
+    assert make_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+# Round trip
+
+words = st.text("abäß:#'\" ./_-", max_size=9).map("x".__add__)
+positive = st.floats(1e-12, 1e6)
+shares = st.floats(0, 1)
+some_int = st.integers(1, 10**6)
+values = st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | words
+recipes = st.builds(
+    Recipe,
+    sources=st.lists(words, min_size=1, max_size=3),
+    limit=st.none() | some_int,
+    method=st.sampled_from(["recyclelora", "frozen"]),
+    backbone=st.builds(BackboneSettings, weights=words, model_args=st.dictionaries(words, values, max_size=2)),
+    adapter=st.builds(
+        AdapterSettings,
+        r_main=some_int,
+        alpha=positive,
+        decomposition=st.sampled_from(["rrqr", "svd"]),
+        target_modules=st.none() | words | st.lists(words, max_size=2),
+        layers_to_transform=st.none() | st.lists(st.integers(0, 40), max_size=3),
+    ),
+    crop=some_int,
+    optim=st.builds(OptimSettings, lr=positive, final_weight_decay=positive),
+    augment=st.builds(
+        AugmentSettings,
+        scale=st.tuples(positive, positive).map(sorted).map(tuple),
+        flip=shares,
+        photometric=st.booleans(),
+    ),
+    evaluation=st.builds(EvaluationSettings, window=st.none() | some_int),
+    precision=st.sampled_from(["32-true", "bf16-mixed"]),
+    seed=st.integers(0, 2**31 - 1),
+)
+
+
+@given(recipes)
+@settings(max_examples=80, deadline=None)
+def test_a_recipe_survives_yaml(tmp_path_factory, recipe):
+    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert read_recipe(path) == recipe
+
+
+def test_all_settings_are_written_in_their_order_whether_given_or_not():
+    written = yaml.safe_load(make_recipe({"sources": ["streets"]}).to_yaml())
+    assert list(written) == list(Recipe.model_fields)
+    assert written["optim"] == OptimSettings().model_dump()
+
+
+def test_nothing_changes_after_reading():
+    recipe = Recipe(sources=["streets"])
+    for settings_, name in ((recipe, "seed"), (recipe.optim, "lr")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(settings_, name, 1)
+
+
+# Values
+
+
+@pytest.mark.parametrize("text", ["3e-4", "3.0e-4", "0.0003", "'3e-4'"])
+def test_a_number_may_be_written_with_and_without_a_point(write, text):
+    assert read_recipe(write(f"sources: [streets]\noptim: {{lr: {text}}}")).optim.lr == 3e-4
+
+
+def test_window_and_stride_follow_the_crop_unless_they_are_given():
+    def sides(**evaluation):
+        recipe = make_recipe({"sources": ["streets"], "crop": 96, "evaluation": evaluation})
+        return recipe.window, recipe.stride
+
+    assert sides() == (96, 64)
+    assert sides(window=48) == (48, 32)
+    assert sides(stride=5) == (96, 5)
+    assert sides(window=1) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "read"),
+    [
+        ("seed", "7", lambda recipe: recipe.seed == 7),
+        ("optim.lr", "3e-4", lambda recipe: (recipe.optim.lr, recipe.optim.power) == (3e-4, 0.5)),
+        ("adapter.r_sub", "0", lambda recipe: recipe.adapter.r_sub == 0),
+        ("sources", "[a, b]", lambda recipe: recipe.sources == ["a", "b"]),
+        ("limit", "null", lambda recipe: recipe.limit is None),
+        ("backbone.model_args.img_size", "64", lambda recipe: recipe.backbone.model_args == {"img_size": 64}),
+    ],
+)
+def test_single_keys_are_set_over_the_file(write, key, text, read):
+    path = write("sources: [streets]\nlimit: 3\nseed: 1\noptim: {lr: 1.0, power: 0.5}")
+    assert not read(read_recipe(path))
+    assert read(read_recipe(path, {key: text}))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("lines", "parts"),
+    [
+        ("stepps: 3", ["unknown key 'stepps'", "'steps'"]),
+        ("optim: {lrr: 1}", ["unknown key 'optim.lrr'", "did you mean 'lr'?"]),
+        ("augment: {flipp: 1}", ["unknown key 'augment.flipp'", "'flip'"]),
+        ("evaluation: {qqqq: 1}", ["unknown key 'evaluation.qqqq'", "known: stride, window"]),
+        ("steps: many", ["steps: ", "integer", "'many'"]),
+        ("steps: 4.5", ["steps: ", "integer", "4.5"]),
+        ("optim: {lr: fast}", ["optim.lr: ", "number", "'fast'"]),
+        ("optim: 3", ["optim: ", "found 3"]),
+        ("augment: {cat_max_ratio: 1.5}", ["augment.cat_max_ratio: ", "less than or equal to 1", "1.5"]),
+        ("batch_size: 0", ["batch_size: ", "greater than 0", "found 0"]),
+        ("precision: 16-mixed", ["precision: ", "'32-true' or 'bf16-mixed'", "'16-mixed'"]),
+        ("method: lora", ["method: ", "'recyclelora' or 'frozen'", "'lora'"]),
+        ("head: liner", ["unknown head 'liner'", "did you mean 'linear'?"]),
+        ("adapter: {r_main: 0, r_sub: 0}", ["adapter: r_main and r_sub must not both be 0"]),
+        ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr' or 'svd'", "'qr'"]),
+    ],
+)
+def test_wrong_settings_are_named_with_what_was_expected(write, lines, parts):
+    path = write(f"sources: [streets]\n{lines}")
+    refused(lambda: read_recipe(path), path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("steps: 3", ["sources: ", "required"]),
+        ("sources: []", ["sources: ", "at least 1", "[]"]),
+        ("sources: streets", ["sources: ", "list", "'streets'"]),
+        ("sources: [", ["no valid YAML", "line 1"]),
+        ("- streets", ["found list", "expected a mapping", "sources: [...]"]),
+        ("", ["expected a mapping"]),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(write, text, parts):
+    path = write(text)
+    refused(lambda: read_recipe(path), path, *parts)
+
+
+def test_a_file_of_bytes_is_no_recipe(tmp_path):
+    path = tmp_path / "photo.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    refused(lambda: read_recipe(path), path, "no valid YAML")
+
+
+def test_a_missing_file_lists_the_recipes_beside_it(tmp_path, write):
+    refused(lambda: read_recipe(tmp_path / "other.yaml"), tmp_path / "other.yaml", "no such recipe", "none")
+    write("sources: [streets]")
+    refused(lambda: read_recipe(tmp_path / "other.yaml"), "mine.yaml")
+    refused(lambda: read_recipe(tmp_path / "nowhere" / "other.yaml"), "no such recipe", "none")
+    refused(lambda: read_recipe(tmp_path), tmp_path, "no such recipe")
+
+
+def test_wrong_single_keys_are_named(write):
+    path = write("sources: [streets]\nsteps: 5")
+    refused(lambda: read_recipe(path, {"optim.lrr": "1"}), "unknown key 'optim.lrr'", "'lr'")
+    refused(lambda: read_recipe(path, {"optim.lr": "fast"}), "optim.lr: ", "'fast'")
+    refused(lambda: read_recipe(path, {"steps.lr": "1"}), "--set steps.lr", "'steps' is no group of settings")
+
+
+def test_values_that_come_from_no_file_are_named_a_recipe():
+    refused(lambda: make_recipe({"sources": ["streets"], "seed": -1}), "recipe: seed: ", "-1")
+
+
+def test_a_single_key_that_is_no_yaml_is_named(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("sources: [streets]")
+    refused(lambda: read_recipe(path, {"sources": "[a"}), "sources")
+
+
+@pytest.mark.parametrize("text", ["1", "007", "1e5"])
+def test_text_that_could_be_a_number_stays_text_in_the_round_trip(tmp_path, text):
+    recipe = make_recipe({"sources": ["streets"]})
+    recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": text})})
+    path = tmp_path / "a.yaml"
+    path.write_text(recipe.to_yaml())
+    assert read_recipe(path) == recipe
+
+
+def test_a_stride_that_leaves_gaps_is_refused_before_training():
+    refused(lambda: make_recipe({"sources": ["streets"], "evaluation": {"window": 32, "stride": 64}}), "stride")
+
+
+def test_an_infinite_rate_is_refused():
+    refused(lambda: make_recipe({"sources": ["streets"], "optim": {"lr": float("inf")}}), "optim.lr")

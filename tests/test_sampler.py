@@ -1,0 +1,71 @@
+"""Batches depend on the step alone: not on where a training starts, nor on how many processes share it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recyclelora.training.sampler import StepBatchSampler
+
+
+def batches(length, batch_size, steps, seed=0, start=0, **processes):
+    return list(StepBatchSampler(length, batch_size, steps, seed, lambda: start, **processes))
+
+
+def passes(length, count, seed=0):
+    """The order of the images in each of the first passes over the data."""
+    return [tuple(index for _, index in batch) for batch in batches(length, length, count, seed)]
+
+
+lengths, sizes, counts, seeds = st.integers(1, 30), st.integers(1, 9), st.integers(0, 20), st.integers(0, 10_000)
+
+
+@given(lengths, sizes, counts, seeds)
+@settings(deadline=None)
+def test_every_image_comes_once_a_pass(length, batch_size, steps, seed):
+    drawn = batches(length, batch_size, steps, seed)
+    assert [len(batch) for batch in drawn] == [batch_size] * steps
+    keys = [key for batch in drawn for key in batch]
+    assert [number for number, _ in keys] == list(range(steps * batch_size))
+    indices = [index for _, index in keys]
+    for first in range(0, len(indices), length):
+        turn = indices[first : first + length]
+        assert set(turn) <= set(range(length))
+        assert len(set(turn)) == len(turn)
+
+
+@given(lengths, sizes, counts, seeds, st.integers(1, 4))
+@settings(deadline=None)
+def test_processes_share_the_batches_of_one(length, batch_size, steps, seed, world):
+    ranks = [batches(length, batch_size, steps, seed, rank=rank, world=world) for rank in range(world)]
+    together = [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)]
+    assert together == batches(length, world * batch_size, steps, seed)
+
+
+@given(lengths, sizes, counts, seeds, st.integers(0, 25), st.integers(1, 3))
+@settings(deadline=None)
+def test_a_later_start_gives_the_tail(length, batch_size, steps, seed, start, world):
+    for rank in range(world):
+        whole = batches(length, batch_size, steps, seed, rank=rank, world=world)
+        assert batches(length, batch_size, steps, seed, start, rank=rank, world=world) == whole[start:]
+
+
+def test_the_start_is_asked_for_at_every_iteration():
+    start = 0
+    sampler = StepBatchSampler(5, 2, 6, 0, lambda: start)
+    whole = list(sampler)
+    start = 4
+    assert list(sampler) == whole[4:]
+    assert len(sampler) == len(whole) == 6
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+def test_passes_differ_from_each_other_and_from_those_of_other_seeds(seed):
+    ours = passes(30, 20, seed)
+    assert len(set(ours)) == 20
+    assert not set(ours) & set(passes(30, 20, seed + 1))
+    assert tuple(range(30)) not in ours
+
+
+def test_every_place_of_a_pass_is_equally_likely_for_an_image():
+    firsts = [order[0] for order in passes(4, 2000)]
+    assert all(400 < firsts.count(image) < 600 for image in range(4))
