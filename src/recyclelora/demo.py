@@ -31,11 +31,12 @@ LEARNING_RATES = {"frozen": 1e-3, "recyclelora": 1e-3}
 Say = Callable[[str], None]
 
 
-def demo_recipe(method: str, steps: int, weights: str, seed: int) -> Recipe:
-    """The recipe of one of the two models."""
+def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = "") -> Recipe:
+    """The recipe of one of the two models; `scenes` is a folder to keep rendered scenes in."""
     return make_recipe(
         {
-            "sources": ["clear:streets:clear"],
+            "sources": ["clear:streets:clear" + (f"={scenes}" if scenes else "")],
+            "limit": 400,
             "method": method,
             "backbone": {"model": BACKBONE, "weights": weights},
             "crop": 252,
@@ -59,10 +60,11 @@ def run_demo(
         UserError: `out` holds a demo of other settings, or something else; CamVid or the weights cannot be read.
     """
     _make_room(out, overwrite)
-    targets = [f"{domain}:streets:{domain}" for domain in DOMAINS]
+    scenes = str(out / "scenes")
+    targets = {f"{domain}:streets:{domain}={scenes}": images for domain in DOMAINS}
     if camvid is not None:
-        targets.append(f"CamVid:camvid={camvid}")
-        open_domain(targets[-1], "test")
+        real = f"CamVid:camvid={camvid}"
+        targets[real] = len(open_domain(real, "test"))
     weights = weights or _recorded_weights(out) or _find_weights(say)
     write_json(out / "demo.json", {"weights": weights})
 
@@ -70,16 +72,16 @@ def run_demo(
     models = []
     for method in METHODS:
         say(f"[{method}] training on clear streets, {steps} steps")
-        run = train(demo_recipe(method, steps, weights, seed), out / method, resume=True)
+        run = train(demo_recipe(method, steps, weights, seed, scenes), out / method, resume=True)
         predictors[method] = load(run.path)
         say(f"[{method}] evaluation on {len(targets)} domains")
-        scores = [_score(predictors[method], target, images) for target in targets]
+        scores = [_score(predictors[method], target, count) for target, count in targets.items()]
         models.append(Model(method, scores, run_facts(run), run.metrics))
     say("pictures and report")
     predicts = {name: predictor.predict for name, predictor in predictors.items()}
     examples = {
-        parse_spec(target).label: take_examples(predicts, open_domain(target, "test"), 3 if "=" in target else 2)
-        for target in targets
+        parse_spec(target).label: take_examples(predicts, open_domain(target, "test", count), 2)
+        for target, count in targets.items()
     }
     write_report(
         out / "report.html",
@@ -99,7 +101,7 @@ def _make_room(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "demo.json").is_file():
         raise UserError(f"{out} is not empty and holds no demo; choose another --out")
     if overwrite:
-        for name in METHODS:
+        for name in (*METHODS, "scenes"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("demo.json", "report.html"):
             (out / name).unlink(missing_ok=True)
@@ -124,7 +126,7 @@ def _find_weights(say: Say) -> str:
 
 def _score(predictor: Predictor, target: str, images: int) -> TargetScore:
     """Score a target, or read the score from an earlier call with the same model, data and number of images."""
-    domain = open_domain(target, "test", images if "=" not in target else None)
+    domain = open_domain(target, "test", images)
     file = predictor.run.path / "results" / f"{domain.label}.json"
     if file.is_file():
         score = TargetScore(**json.loads(file.read_text(encoding="utf-8")))

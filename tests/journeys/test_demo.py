@@ -12,8 +12,8 @@ from recyclelora.recipe import make_recipe, read_recipe
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    def recipe(method, steps, weights, seed):
-        values = real(method, steps, weights, seed).model_dump()
+    def recipe(method, steps, weights, seed, scenes):
+        values = real(method, steps, weights, seed, scenes).model_dump()
         small = {"backbone": TINY, "crop": 32, "evaluation": {"window": 512}, "limit": 2, "workers": 0}
         return make_recipe({**values, **small, "adapter": {"r_main": 4, "r_sub": 2}})
 
@@ -29,7 +29,7 @@ def test_the_demo_reports_and_reuses_what_is_there(command, tmp_path, monkeypatc
     for word in ("frozen", "recyclelora", "clear", "fog", "night", "rain", "snow", "CamVid"):
         assert word in out
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 5 * 2 + 2  # CamVid has but two images
+    assert page.count("data:image/jpeg") == 5 * 1 + 2  # one scene a domain, two frames
     assert page.count("data:image/png") == 3 * page.count("data:image/jpeg")
     assert (tmp_path / "demo" / "recyclelora" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "demo" / "frozen" / "adapter").exists()

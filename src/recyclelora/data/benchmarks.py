@@ -1,26 +1,23 @@
 """The table of data sets, and the opening of one from its specification `[LABEL:]NAME[=ROOT]`.
 
-    streets:fog     camvid=../data/camvid     dusk:camvid=/data/dusk     town:folder=/data/town
+    streets:fog    streets:fog=kept/scenes    camvid=../data/camvid    dusk:camvid=/data/dusk    town:folder=/data/town
 
 A new data set is a row of `BENCHMARKS`; a new way of arranging folders is a `Layout` in its row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from jaxtyping import UInt8
-
 from recyclelora.data import streets
 from recyclelora.data.domain import Domain, Source
 from recyclelora.data.folders import LabelledFiles, Layout, find_pairs
 from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
+from recyclelora.data.scenes import StreetScenes
 from recyclelora.errors import UserError, did_you_mean
 
 Item = TypeVar("Item")
@@ -88,8 +85,8 @@ def parse_spec(text: str) -> Spec:
         raise UserError(f"{text}: unknown domain {domain!r} of {name}; {did_you_mean(domain, row.domains)}")
     if row.layouts and not root:
         raise UserError(f"{text}: {name} needs the folder of the data; write {left}=FOLDER")
-    if equals and not row.layouts:
-        raise UserError(f"{text}: {name} is rendered and takes no folder, found {root!r}; write {left}")
+    if equals and not root:
+        raise UserError(f"{text}: no folder after '='; write {left} to render without keeping, or {left}=FOLDER")
     default = Path(os.path.abspath(Path(root).expanduser())).name if name == "folder" else left
     label = ":".join(parts) if parts else default
     if not label:
@@ -110,9 +107,10 @@ def open_domain(spec: str | Spec, split: str, limit: int | None = None) -> Domai
     if split not in SPLITS:
         raise UserError(f"{spec.label}: unknown split {split!r}; {did_you_mean(split, SPLITS)}")
     row = BENCHMARKS[spec.name]
-    if spec.root is None:
-        scenes = StreetScenes(spec.domain or row.domains[0], _evenly_spaced(STREET_SEEDS[split], limit))
-        return Domain(spec.label, scenes, row.labelling)
+    if row.domains:
+        seeds = _evenly_spaced(STREET_SEEDS[split], limit)
+        return Domain(spec.label, StreetScenes(spec.domain or row.domains[0], seeds, spec.root), row.labelling)
+    assert spec.root is not None  # parse_spec asks for it
     if not spec.root.is_dir():
         raise UserError(f"{spec.root}: no such folder, expected the data of {spec.name}; write {spec.name}=FOLDER")
     classes = spec.root / "classes.txt"
@@ -127,34 +125,3 @@ def _evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:
         raise UserError(f"limit of images is {limit}, expected at least 1")
     count = len(items) if limit is None else min(limit, len(items))
     return [items[index * len(items) // count] for index in range(count)]
-
-
-@dataclass(frozen=True)
-class StreetScenes:
-    """Rendered street scenes of one domain, a scene a seed."""
-
-    domain: str
-    seeds: list[int]
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def name(self, index: int) -> str:
-        """The domain and seed of a scene."""
-        return f"{self.domain}_{self.seeds[index]:07d}"
-
-    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """One RGB image."""
-        return self.read(index)[0]
-
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-        """One RGB image and its Cityscapes train ids."""
-        scene = streets.render(self.seeds[index], self.domain)
-        return scene.image, scene.labels
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the domain, the seeds, and the first scene, which changes with the renderer."""
-        image, labels = self.read(0)
-        digest = hashlib.sha256(f"streets {self.domain} {self.seeds}".encode())
-        digest.update(image.tobytes() + labels.tobytes())
-        return digest.hexdigest()
