@@ -18,7 +18,7 @@ from tqdm import tqdm
 import recyclelora
 from recyclelora import demo as _demo
 from recyclelora.data.benchmarks import open_domain
-from recyclelora.data.folders import read_image
+from recyclelora.data.folders import IMAGE_SUFFIXES, read_image
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.evaluation.evaluate import TargetScore, check_classes, mean_miou, score_domain
@@ -26,8 +26,6 @@ from recyclelora.recipe import read_recipe
 from recyclelora.report import Model, run_facts, take_examples, write_report
 from recyclelora.run import Predictor, Run, load, versions, write_json
 from recyclelora.training import fit
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 app = typer.Typer(
     add_completion=False,

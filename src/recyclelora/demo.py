@@ -39,7 +39,7 @@ def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = 
             "limit": 400,
             "method": method,
             "backbone": {"model": BACKBONE, "weights": weights},
-            "crop": 252,
+            "crop": 224,
             "batch_size": 4,
             "steps": steps,
             "optim": {"lr": LEARNING_RATES[method]},
