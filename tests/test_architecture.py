@@ -21,7 +21,7 @@ LAYERS = [
     {"backbone", "heads"},
     {"recipe"},
     {"segmenter", "methods"},
-    {"export", "run", "plots"},
+    {"export", "run", "plots", "published"},
     {"training", "report"},
     {"demo"},
     {"cli"},

@@ -59,6 +59,40 @@ def test_every_setting_changes_the_result(change, base, sources, tmp_path):
     assert not same(base, trained(tmp_path / "run", sources[:1], change))
 
 
+SMALL_HEAD = {
+    "width": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_feedforward": 64,
+    "decoder_feedforward": 96, "points": 64,
+}  # fmt: skip
+
+
+def test_mask2former_is_trained_and_loaded(sources, tmp_path):
+    import numpy as np
+
+    from recyclelora import load
+
+    change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64}
+    state = trained(tmp_path / "run", sources[:1], change)
+    assert any("queries_features" in name for name in state)
+    model = load(tmp_path / "run")
+    assert model.segmenter.backbone.indices == [0, 0, 0, 1]  # of a backbone of two blocks
+    assert model.predict(np.zeros((40, 56, 3), np.uint8)).shape == (40, 56)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_args": {"queries": 3}},
+        {"head": "mask2former", "head_args": {"querys": 3}},
+        {"head": "mask2former", "head_args": {"width": 7}},
+    ],
+)
+def test_sizes_that_a_head_does_not_take_are_refused(change, sources, tmp_path):
+    from recyclelora import UserError
+
+    with pytest.raises(UserError, match="does not take head_args"):
+        trained(tmp_path / "run", sources[:1], change)
+
+
 @pytest.mark.parametrize("change", [{"workers": 1}, {"checkpoint_every": 1}, {"evaluation.window": 64}])
 def test_these_settings_do_not(change, base, sources, tmp_path):
     assert same(base, trained(tmp_path / "run", sources[:1], change))

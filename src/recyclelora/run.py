@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recyclelora.backbone import Backbone
+from recyclelora.backbone import Backbone, pyramid_indices
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.heads import HEADS
@@ -152,9 +152,14 @@ def _bare(recipe: Recipe, classes: int) -> Segmenter:
     settings = recipe.backbone
     make_head = HEADS[recipe.head]
     norm = make_head.FINAL_NORM if settings.norm is None else settings.norm
-    backbone = Backbone(settings.model, settings.weights, norm=norm, model_args=settings.model_args)
+    indices = pyramid_indices if make_head.PYRAMID else None
+    backbone = Backbone(settings.model, settings.weights, indices=indices, norm=norm, model_args=settings.model_args)
     torch.manual_seed(recipe.seed)
-    return Segmenter(backbone, make_head(backbone.channels, classes))
+    try:
+        head = make_head(backbone.channels, classes, **recipe.head_args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"recipe: head {recipe.head} does not take head_args {recipe.head_args}: {error}") from error
+    return Segmenter(backbone, head)
 
 
 class Predictor:

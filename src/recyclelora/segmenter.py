@@ -10,7 +10,6 @@ import math
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
@@ -41,8 +40,8 @@ class Segmenter(nn.Module):
         return maps
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes h w"]:
-        logits = self.head(self.features(images))
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        scores: Tensor = self.head(self.features(images), images.shape[-2:])
+        return scores
 
     def loss(self, images: UInt8[Tensor, "b 3 h w"], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
         """The head's loss on a batch."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 UNDECAYED_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
-UNDECAYED_NAMES = ("query_embed", "level_embed", "queries_embedder", "queries_features")
+UNDECAYED_NAMES = ("query_embed", "queries_embedder", "level_embed")
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float, sub_lr_ratio: float = 0.5) -> list[dict[str, Any]]:
