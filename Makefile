@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CAMVID ?= ../shared/data/camvid
+CAMVID ?= $(wildcard ../shared/data/camvid)
 DEMO_OUT ?= runs/demo
 DEMO_FLAGS ?=
 WORKERS ?= 2
@@ -11,7 +11,7 @@ WORKERS ?= 2
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## weights, streets, training, evaluation on unseen domains, report.html
-	$(BIN)/recyclelora demo --out $(DEMO_OUT) $(if $(wildcard $(CAMVID)),--camvid $(CAMVID)) $(DEMO_FLAGS)
+	$(BIN)/recyclelora demo --out $(DEMO_OUT) $(if $(CAMVID),--camvid $(CAMVID)) $(DEMO_FLAGS)
 
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
 	$(BIN)/pytest -n $(WORKERS)

@@ -65,6 +65,7 @@ def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
         ("dusk:camvid=", ["camvid needs the folder", "dusk:camvid=FOLDER"]),
         ("streets=", ["no folder after '='", "streets=FOLDER"]),
         (":camvid=/x", ["empty label"]),
+        ("fog:streets", ["looks like a domain", "write streets:fog"]),
     ],
 )
 def test_wrong_specifications_name_the_fix(text, parts):

@@ -30,6 +30,21 @@ def test_plain_lora_computes_the_same(tmp_path, decomposition, attach):
     assert settings["r"] == 2 * (6 + 2)
 
 
+@pytest.mark.parametrize("attach", ["get_peft_model", "inject_adapter_in_model"])
+def test_modules_trained_as_a_whole_go_along(tmp_path, attach):
+    config = RecycleLoraConfig(modules_to_save=["norm"], **CONFIG)
+    model = (
+        get_peft_model(tiny_vit(), config)
+        if attach == "get_peft_model"
+        else inject_adapter_in_model(config, tiny_vit())
+    )
+    train(model, param_groups(model, 3e-3, 0.05))
+    to_lora(model, tmp_path / "plain")
+    plain = PeftModel.from_pretrained(tiny_vit(), tmp_path / "plain")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images()), model(images()), atol=1e-6, rtol=1e-6)
+
+
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     model = get_peft_model(tiny_vit(), RecycleLoraConfig(**CONFIG))
     (tmp_path / "notes.txt").write_text("mine")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import recyclelora
 from recyclelora import demo as _demo
-from recyclelora.data.benchmarks import open_domain
+from recyclelora.data.benchmarks import open_domain, parse_spec
 from recyclelora.data.folders import IMAGE_SUFFIXES, read_image
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
@@ -26,6 +26,9 @@ from recyclelora.recipe import read_recipe
 from recyclelora.report import Model, run_facts, take_examples, write_report
 from recyclelora.run import Predictor, Run, load, versions, write_json
 from recyclelora.training import fit
+
+INTERRUPTED = 130
+"""The exit code that Typer makes of Ctrl-C."""
 
 app = typer.Typer(
     add_completion=False,
@@ -114,17 +117,23 @@ def evaluate(
     scores = [score_domain(model.predict, model.space, domain) for domain in domains]
     result = results(model, scores, split)
     write_json(out, result)
-    sources = {source["label"] for source in model.run.info["sources"]}
+    trained = {_place(source) for source in model.run.recipe.sources}
+    seen = [domain.label for domain, spec in zip(domains, target, strict=True) if _place(spec) in trained]
     examples = {domain.label: take_examples({run.name: model.predict}, domain, pictures) for domain in domains}
-    one = Model(run.name, scores, run_facts(model.run), model.run.metrics)
-    lead = (
-        f"{model.run.recipe.method} trained on {', '.join(sorted(sources))}, scored on {', '.join(labels)} ({split})."
-    )
-    seen = [label for label in labels if label in sources]
+    metrics = model.run.metrics if model.run.metrics.is_file() else None
+    one = Model(run.name, scores, run_facts(model.run), metrics)
+    sources = ", ".join(source["label"] for source in model.run.info["sources"])
+    lead = f"{model.run.recipe.method} trained on {sources}, scored on {', '.join(labels)} ({split})."
     write_report(page, f"Evaluation of {run.name}", lead, [one], examples, seen)
     print_scores({run.name: scores})
     say(f"written: {out} and {page}")
     return result
+
+
+def _place(text: str) -> tuple[str, str | None, Path | None]:
+    """What a specification speaks of, whatever it is called: the same for data that are trained on and scored."""
+    spec = parse_spec(text)
+    return spec.name, spec.domain, None if spec.domain or spec.root is None else spec.root.resolve()
 
 
 def results(model: Predictor, scores: Sequence[TargetScore], split: str) -> dict[str, Any]:
@@ -163,7 +172,8 @@ def predict(
         for suffix, picture in (("labels", labels), ("overlay", overlay(image, labels, model.space, opacity))):
             path = out / f"{name}_{suffix}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1]))
+            if not cv2.imwrite(str(path), picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])):
+                raise UserError(f"{path}: could not be written; is the disk full, or the folder not yours?")
             written.append(path)
     say(f"written: {len(written)} pictures in {out}")
     return written
@@ -235,7 +245,7 @@ def print_scores(scores: dict[str, Sequence[TargetScore]]) -> None:
     table.add_column("model")
     for score in next(iter(scores.values())):
         table.add_column(score.label, justify="right")
-    table.add_column("mean", justify="right")
+    table.add_column("mean of all", justify="right")
     for name, row in scores.items():
         values = [*(score.miou for score in row), mean_miou(row)]
         table.add_row(name, *("–" if value is None else f"{100 * value:.2f}" for value in values))
@@ -249,12 +259,13 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on (the demo by itself)", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("stopped; a training goes on with --resume, the demo with the same command", file=sys.stderr)
+        raise
     except Exception as error:
         if debug:
             raise
         more = "" if isinstance(error, UserError) else f" ({type(error).__name__}; --debug shows where)"
-        print(f"error: {error}{more}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}{more}", file=sys.stderr)
         sys.exit(1)

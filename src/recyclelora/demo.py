@@ -17,15 +17,16 @@ from recyclelora.errors import UserError
 from recyclelora.evaluation.evaluate import TargetScore, score_domain
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.report import Model, run_facts, take_examples, write_report
-from recyclelora.run import Predictor, load, write_json
+from recyclelora.run import Predictor, load, open_run, remove_run, write_json
 from recyclelora.training.fit import train
 from recyclelora.weights import load_weights
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+MARK = "demo.json"  # says that a folder is a demo's
 STEPS = 200
 IMAGES = 20
 METHODS = ("frozen", "recyclelora")
-LEARNING_RATES = {"frozen": 1e-3, "recyclelora": 1e-3}
+LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}
 """Chosen on clear validation scenes by `benchmarks/learning_rate.py`, for 200 steps."""
 
 Say = Callable[[str], None]
@@ -65,8 +66,8 @@ def run_demo(
     if camvid is not None:
         real = f"CamVid:camvid={camvid}"
         targets[real] = len(open_domain(real, "test"))
-    weights = weights or _recorded_weights(out) or _find_weights(say)
-    write_json(out / "demo.json", {"weights": weights})
+    weights = weights or _earlier_weights(out) or _find_weights(say)
+    write_json(out / MARK, {"steps": steps, "images": images, "seed": seed})
 
     predictors: dict[str, Predictor] = {}
     models = []
@@ -98,20 +99,21 @@ def run_demo(
 def _make_room(out: Path, overwrite: bool) -> None:
     if out.is_file():
         raise UserError(f"{out} is a file, expected a folder for the demo")
-    if out.is_dir() and any(out.iterdir()) and not (out / "demo.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
         raise UserError(f"{out} is not empty and holds no demo; choose another --out")
     if overwrite:
-        for name in (*METHODS, "scenes"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("demo.json", "report.html"):
+        for method in METHODS:
+            remove_run(out / method)
+            shutil.rmtree(out / method / "results", ignore_errors=True)
+        shutil.rmtree(out / "scenes", ignore_errors=True)
+        for name in (MARK, "report.html"):
             (out / name).unlink(missing_ok=True)
 
 
-def _recorded_weights(out: Path) -> str | None:
-    try:
-        return str(json.loads((out / "demo.json").read_text(encoding="utf-8"))["weights"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        return None
+def _earlier_weights(out: Path) -> str | None:
+    """What the first model of an earlier call was trained on."""
+    first = out / METHODS[0]
+    return open_run(first).recipe.backbone.weights if (first / "run.json").is_file() else None
 
 
 def _find_weights(say: Say) -> str:
@@ -142,7 +144,7 @@ def _lead(steps: int) -> str:
         f"Two models learn from rendered street scenes in clear weather for {steps} steps. Both have the same frozen "
         "vision backbone (DINOv2-S) and a linear head; one has RecycleLoRA adapters besides, merged into the weights "
         "afterwards. Both are then scored on clear streets and on domains that neither has seen. The learning rate of "
-        "each was chosen on clear validation scenes only, and the last step counts."
+        f"each was chosen on clear validation scenes only, for {STEPS} steps, and the last step counts."
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
 from recyclelora.errors import UserError
 from recyclelora.tuner import RecycleLoraLinear
+from recyclelora.tuner.layer import PREFIX
 
 
 def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", overwrite: bool = False) -> Path:
@@ -43,6 +45,11 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
         down, up = layer.difference_factors(adapter_name)
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
+    # Modules trained as a whole go along as they are.
+    for name, value in get_peft_model_state_dict(model, adapter_name=adapter_name).items():
+        if f".{PREFIX}" not in name:
+            tensors["base_model.model." + name.removeprefix("base_model.model.")] = value.detach().cpu().contiguous()
+    configs: Any = model.peft_config
     rank = down.shape[0]
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -51,6 +58,7 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
         lora_alpha=layer.scaling[adapter_name] * rank,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=sorted(layers),
+        modules_to_save=configs[adapter_name].modules_to_save,
         inference_mode=True,
     ).save_pretrained(str(path))
     return path

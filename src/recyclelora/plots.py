@@ -28,7 +28,7 @@ def loss_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
         for (steps, losses), colour in zip(curves.values(), itertools.cycle(PALETTE), strict=False):
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
             strong += axes.plot(steps, _running_mean(losses, 20), color=colour, linewidth=1.8)
-        axes.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
+        axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
         axes.legend(strong, list(curves), frameon=False)
         return _svg(figure)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,11 +114,15 @@ def open_run(path: str | Path) -> Run:
 
 
 def remove_run(path: Path) -> None:
-    """Remove what a training writes into a folder, and nothing else that lies there."""
-    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "head.safetensors"):
-        (path / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "adapter"):
-        shutil.rmtree(path / name, ignore_errors=True)
+    """Remove the files that a training writes into a folder, and nothing else that lies there."""
+    adapter, checkpoints = path / "adapter", path / "checkpoints"
+    files = [path / name for name in ("recipe.yaml", "run.json", "metrics.jsonl", "head.safetensors")]
+    files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors", checkpoints / "last.safetensors"]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in (adapter, checkpoints):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def build(recipe: Recipe, classes: int, draw: bool = True) -> Segmenter:

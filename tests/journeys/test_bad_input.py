@@ -107,6 +107,31 @@ def test_nothing_is_overwritten_unless_asked(train, command, run, town, tmp_path
     refused(command("predict", run, town / "images", "--out", run), "not empty", "--overwrite")
 
 
+def test_what_no_training_wrote_is_left_alone(train, run, tmp_path):
+    refused(train("--resume", "--overwrite"), "give one of them")
+    assert (run / "checkpoints" / "last.safetensors").is_file()
+    (run / "checkpoints" / "mine.ckpt").write_text("mine")
+    assert train("--overwrite")[0] == 0
+    assert (run / "checkpoints" / "mine.ckpt").read_text() == "mine"
+    (tmp_path / "project" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "project" / "checkpoints" / "last.safetensors").write_text("mine")
+    refused(train("--overwrite", out="project"), "no run")
+    assert (tmp_path / "project" / "checkpoints" / "last.safetensors").read_text() == "mine"
+
+
+def test_a_run_is_not_resumed_with_other_data(train, run, town):
+    (run / "head.safetensors").unlink()
+    assert train("--resume", "--set", "workers=1", "--set", "checkpoint_every=3")[0] == 0
+    (run / "head.safetensors").unlink()
+    classes = (town / "classes.txt").read_text()
+    (town / "classes.txt").write_text("sky\nground")
+    refused(train("--resume"), "list of classes has changed")
+    (town / "classes.txt").write_text(classes)
+    for kind, suffix in (("images", "jpg"), ("labels", "png")):
+        (town / kind / f"03.{suffix}").unlink()
+    refused(train("--resume"), "files have changed", "4 images then, 3 now")
+
+
 def test_a_run_is_resumed_with_its_own_recipe_only(train, run):
     refused(train("--resume", "--set", "steps=9"), "differs", "steps", "6 there, 9 here")
 

@@ -47,6 +47,7 @@ def test_the_demo_reports_and_reuses_what_is_there(command, tmp_path, monkeypatc
     code, _, err = command(*call[:-4], "--images", 2, "--weights", "random")
     assert code == 1  # two scenes a domain were not scored yet
     assert "done again" in err
+    assert command(*call[:-2])[0] == 0  # without --weights, those of the first call
     code, _, err = command(*call, "--seed", 3)
     assert code == 1
     assert "differs from the given recipe in seed" in err

@@ -143,6 +143,18 @@ def test_a_killed_process_leaves_a_run_that_resumes(recipe, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
+    train = [sys.executable, "-m", "recyclelora", "train", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*train, "--set", "steps=5000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "stopped; a training goes on with --resume, the demo with the same command"
+
+
 def test_resuming_a_finished_run_does_nothing(command, recipe, tmp_path):
     run = tmp_path / "run"
     command("train", "--recipe", recipe, "--out", run)

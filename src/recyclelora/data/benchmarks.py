@@ -91,6 +91,8 @@ def parse_spec(text: str) -> Spec:
     label = ":".join(parts) if parts else default
     if not label:
         raise UserError(f"{text}: empty label before ':{name}'; write LABEL:{name} or {name} alone")
+    if domain is None and label in row.domains:
+        raise UserError(f"{text}: {label!r} as a label of {name} looks like a domain; write {name}:{label}")
     first = row.domains[0] if row.domains else None
     return Spec(label, name, domain or first, Path(root).expanduser() if root else None)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from recyclelora.data.benchmarks import open_domain
+from recyclelora.data.benchmarks import open_domain, parse_spec
 from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.transforms import Augment
 from recyclelora.errors import UserError
@@ -52,9 +52,11 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
     space = dataset.domains[0].train_space
     checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
     segmenter = build(recipe, len(space), draw=checkpoint is None)
+    facts = _facts(segmenter, dataset)
     if previous is not None:
         check_base(segmenter.backbone, previous, recipe.backbone.weights)
-    run = previous or Run(out, recipe, _facts(segmenter, dataset))
+        _check_data(previous, facts)
+    run = previous or Run(out, recipe, facts)
     if overwrite:
         remove_run(out)
     run.write()
@@ -70,14 +72,16 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
         raise UserError(f"{out} is a file, expected a folder for the run")
     if not out.is_dir() or not any(out.iterdir()):
         return None
-    if overwrite:
-        return None
-    if not resume:
+    if resume and overwrite:
+        raise UserError(f"{out}: --resume goes on with the run there, --overwrite replaces it; give one of them")
+    if not resume and not overwrite:
         raise UserError(
             f"{out} exists and is not empty; go on with --resume, replace it with --overwrite, or choose another"
         )
     previous = open_run(out)
-    old, new = previous.recipe.model_dump(), recipe.model_dump()
+    if overwrite:
+        return None
+    old, new = _decisive(previous.recipe), _decisive(recipe)
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         raise UserError(
@@ -85,7 +89,17 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
             f"({changed[0]}: {old[changed[0]]} there, {new[changed[0]]} here); resume with the run's own recipe, or "
             "start anew with --overwrite"
         )
-    return previous
+    return Run(out, recipe, previous.info)
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What the result of a training depends on: base weights by their hash, which is compared apart."""
+    settings = recipe.model_dump(exclude={"workers": True, "checkpoint_every": True, "backbone": {"weights"}})
+    specs = [parse_spec(source) for source in recipe.sources]
+    settings["sources"] = [
+        (spec.label, spec.name, spec.domain, None if spec.domain else str(spec.root)) for spec in specs
+    ]
+    return settings
 
 
 def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
@@ -98,12 +112,24 @@ def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
             for domain in dataset.domains
         ],
         "parameters": {
-            "backbone": _count(segmenter.backbone),
+            "backbone": _count(segmenter.backbone) - _count(segmenter.backbone, trained=True),
             "adapters": _count(segmenter.backbone, trained=True),
             "head": _count(segmenter.head, trained=True),
         },
         "versions": versions(),
     }
+
+
+def _check_data(run: Run, facts: dict[str, Any]) -> None:
+    """Refuse to go on with other images or classes than those of the steps before."""
+    for old, new in zip(run.info["sources"], facts["sources"], strict=True):
+        if old != new:
+            raise UserError(
+                f"{new['label']}: its files have changed since {run.path} was started ({old['images']} images then, "
+                f"{new['images']} now); put them back, or start anew with --overwrite"
+            )
+    if run.info["classes"]["names"] != list(facts["classes"]["names"]):
+        raise UserError(f"{run.path}: the list of classes has changed; put it back, or start anew with --overwrite")
 
 
 def _count(module: nn.Module, trained: bool = False) -> int:

@@ -75,8 +75,8 @@ class RecycleLoraModel(BaseTuner):
         blocks = config.layers_to_transform
         if blocks is not None:
             blocks = [blocks] if isinstance(blocks, int) else blocks
-            number = next((int(part) for part in key.split(".") if part.isdigit()), None)
-            if number not in blocks:
+            numbers = [int(part) for part in key.split(".") if part.isdigit()]
+            if not numbers or numbers[-1] not in blocks:  # the last: a model may stand in a numbered list itself
                 return False
         names = SimpleNamespace(
             target_modules=config.target_modules,
