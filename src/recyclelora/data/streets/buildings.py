@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from recyclelora.data.labels import CITYSCAPES
-from recyclelora.data.streets.camera import Vector
-from recyclelora.data.streets.canvas import Canvas
+from recyclelora.data.streets.camera import Vector, cross, grounded, norm
+from recyclelora.data.streets.canvas import Canvas, fixed
 from recyclelora.data.streets.facades import Style, facade
 from recyclelora.data.streets.ground import Shadow
 from recyclelora.data.streets.layout import Street
 from recyclelora.data.streets.light import Light
-from recyclelora.data.streets.textures import fill, foliage, tint
+from recyclelora.data.streets.textures import cutting, fill, foliage, tint
 
 BUILDING, WALL, FENCE, VEGETATION = (CITYSCAPES.id(name) for name in ("building", "wall", "fence", "vegetation"))
 ROOFS = ((92, 62, 54), (70, 70, 76), (116, 76, 58), (84, 80, 76))
@@ -24,10 +25,10 @@ FINEST = 26.0
 """Pixels per metre of the finest texture."""
 
 
-def texture_scale(canvas: Canvas, ends: Float[np.ndarray, "n 3"]) -> float:
+def texture_scale(canvas: Canvas, ends: Float[np.ndarray, "2 3"]) -> float:
     """Pixels per metre that a surface between these points needs: those in the middle of what is seen of it."""
-    depth = canvas.camera.local(ends)[:, 2].clip(3.0)
-    return float(np.clip(canvas.camera.focal / np.sqrt(depth.min() * depth.mean()), 1.5, FINEST))
+    one, two = (max(depth, 3.0) for depth in canvas.camera.local(ends)[:, 2].tolist())
+    return min(max(canvas.camera.focal / math.sqrt(min(one, two) * ((one + two) / 2)), 1.5), FINEST)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Building:
     front: tuple[bool, bool, bool, bool]
     seed: int
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera's side of the world, for the order of drawing."""
         return float(np.hypot(*self.corners.mean(axis=0)))
@@ -57,15 +58,15 @@ class Building:
         """Draw the fronts that face the camera, then the roof."""
         eye = canvas.camera.position
         up = np.array([0.0, self.height, 0.0])
-        feet = np.insert(self.corners, 1, 0.0, axis=1)
+        feet = grounded(self.corners)
         for index in range(4):
             start, end = feet[index], feet[(index + 1) % 4]
             along = end - start
-            width = float(np.linalg.norm(along))
+            width = norm(along)
             normal = np.array([-along[2], 0.0, along[0]]) / width
             if normal @ (eye - start) <= 0.05:
                 continue
-            scale = texture_scale(canvas, np.stack([start, end]))
+            scale = texture_scale(canvas, np.array([start, end]))
             canvas.surface(start, along, up, partial(self._front, index, width, scale, light.shade(normal)), BUILDING)
         if self.ridge:
             self._roof(canvas, light, feet + up)
@@ -82,18 +83,25 @@ class Building:
         tops = (eaves[[1, 0]] + eaves[[2, 3]]) / 2 + rise
         for start, end, top in ((eaves[0], eaves[1], tops[1]), (eaves[2], eaves[3], tops[0])):
             along, slope = end - start, top - start
-            normal = np.cross(along, slope)
-            normal = normal / np.linalg.norm(normal)
+            normal = cross(along, slope)
+            normal = normal / norm(normal)
             if normal @ (canvas.camera.position - start) <= 0:
                 continue
-            metres = float(np.linalg.norm(along)), float(np.linalg.norm(slope))
-            sheet = fill("slate", colour, metres, texture_scale(canvas, np.stack([start, end])) / 1.5, rng)
-            canvas.surface(start, along, slope, partial(tint, sheet, light.shade(normal)), BUILDING, cover=255)
+            metres = norm(along), norm(slope)
+            scale, part = texture_scale(canvas, np.array([start, end])) / 1.5, cutting(metres, rng)
+            texture = partial(_slates, colour, metres, scale, part, light.shade(normal))
+            canvas.surface(start, along, slope, texture, BUILDING, cover=255)
         for one, two, top in ((eaves[1], eaves[2], tops[0]), (eaves[3], eaves[0], tops[1])):
             along = two - one
-            normal = np.array([-along[2], 0.0, along[0]]) / np.linalg.norm(along)
+            normal = np.array([-along[2], 0.0, along[0]]) / norm(along)
             if normal @ (canvas.camera.position - one) > 0:
-                triangle(canvas, np.stack([one, two, top]), normal, self.style.colour * light.shade(normal))
+                triangle(canvas, np.array([one, two, top]), normal, self.style.colour * light.shade(normal))
+
+
+def _slates(
+    colour: Vector, metres: tuple[float, float], scale: float, part: tuple[slice, slice], shade: Vector
+) -> UInt8[np.ndarray, "h w 4"]:  # fmt: skip
+    return tint(fill("slate", colour, metres, scale, part), shade)
 
 
 def triangle(canvas: Canvas, points: Float[np.ndarray, "n 3"], normal: Vector, colour: Vector) -> None:
@@ -105,8 +113,8 @@ def triangle(canvas: Canvas, points: Float[np.ndarray, "n 3"], normal: Vector, c
     near = canvas.affine(window, canvas.camera.plane(points[0], normal))
     inside = np.zeros(near.shape, np.uint8)
     shift = np.array([window[1].start, window[0].start])
-    cv2.fillPoly(inside, [np.round((outline - shift) * 16).astype(np.int32)], 1, shift=4)
-    seen = (inside > 0) & canvas.open(window, near)
+    cv2.fillPoly(inside, [fixed(outline - shift)], 1, shift=4)
+    seen = inside.view(bool) & canvas.open(window, near)
     canvas.image[window][seen] = colour.clip(0, 255)
     canvas.mark(window, seen, (BUILDING, 0, 0), near)
 
@@ -120,7 +128,7 @@ class Panel:
     kind: str
     seed: int
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera."""
         return float(np.hypot(*self.ends.mean(axis=0)))
@@ -131,20 +139,20 @@ class Panel:
 
     def draw(self, canvas: Canvas, light: Light) -> None:
         """Hang the panel up."""
-        rng = np.random.default_rng(self.seed)
-        start, end = np.insert(self.ends, 1, 0.0, axis=1)
+        start, end = grounded(self.ends)
         along = end - start
-        width = float(np.linalg.norm(along))
+        width = norm(along)
         normal = np.array([-along[2], 0.0, along[0]]) / width
         if normal @ (canvas.camera.position - start) < 0:
             normal = -normal
-        scale = texture_scale(canvas, np.stack([start, end]))
+        scale = texture_scale(canvas, np.array([start, end]))
         make = {"wall": _wall, "hedge": _hedge}.get(self.kind, _bars)
         label = {"wall": WALL, "hedge": VEGETATION}.get(self.kind, FENCE)
         see_through = self.kind != "wall"
         up = np.array([0.0, self.height, 0.0])
 
         def texture() -> UInt8[np.ndarray, "h w 4"]:
+            rng = np.random.default_rng(self.seed)
             return tint(make(self.kind, (width, self.height), scale, rng), light.shade(normal))
 
         cover = 90 if self.kind == "hedge" else 0
@@ -156,7 +164,7 @@ def _wall(_: str, metres: tuple[float, float], scale: float, rng: np.random.Gene
         ("brick", (140, 88, 70)), ("brick", (172, 142, 108)), ("stone", (152, 144, 130)), ("concrete", (150, 148, 144)),
         ("plaster", (208, 202, 188)),
     )[rng.integers(5)]  # fmt: skip
-    sheet = fill(name, np.array(colour) * rng.uniform(0.8, 1.1), metres, scale, rng)
+    sheet = fill(name, np.array(colour) * rng.uniform(0.8, 1.1), metres, scale, cutting(metres, rng))
     coping = max(1, round(0.1 * scale))
     sheet[:coping, :, :3] = (np.array(colour) * 1.15).clip(0, 255)
     return sheet
@@ -226,9 +234,7 @@ def _house(
     side = street.side(sign)
     face = sign * (street.half + side.face + rng.uniform(0, 0.6))
     deep = face + sign * rng.uniform(8, 13)
-    corners = np.array(
-        [street.place(u, z)[[0, 2]] for u, z in zip((face, face, deep, deep), (*span, *span[::-1]), strict=True)]
-    )
+    corners = np.array([street.spot(u, z) for u, z in zip((face, face, deep, deep), (*span, *span[::-1]), strict=True)])
     height = {
         "city": common * rng.uniform(0.75, 1.3), "houses": rng.uniform(4.8, 7.5), "industry": rng.uniform(5, 12),
         "park": rng.uniform(6, 16),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -33,12 +35,12 @@ class Camera:
         roll = np.radians(rng.normal(0, 0.8))
         forward = np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
         level = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
-        down = np.cross(level, forward)
+        down = cross(level, forward)
         right = np.cos(roll) * level + np.sin(roll) * down
-        rotation = np.stack([right, np.cross(right, forward), forward])
+        rotation = np.stack([right, cross(right, forward), forward])
         return cls(size, float(focal), np.array([lateral, raised, 0.0]), rotation)
 
-    @property
+    @cached_property
     def centre(self) -> Float[np.ndarray, "2"]:
         """The pixel in the middle of the picture."""
         return np.array([(self.size[1] - 1) / 2, (self.size[0] - 1) / 2])
@@ -56,10 +58,10 @@ class Camera:
     def polygon(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 2"] | None:
         """Pixels of a flat polygon, cut where it comes nearer than `NEAR`; None where nothing is left."""
         seen = self.local(points)
-        behind = seen[:, 2] < NEAR
-        if behind.all():
+        depth = seen[:, 2].tolist()
+        if max(depth) < NEAR:
             return None
-        if behind.any():
+        if min(depth) < NEAR:
             seen = _cut(seen)
         return np.asarray(seen[:, :2] * (self.focal / seen[:, 2:]) + self.centre)
 
@@ -75,16 +77,34 @@ class Camera:
     def plane(self, point: Vector, normal: Vector) -> Vector:
         """(a, b, c) such that 1 / depth of a plane is a x + b y + c at pixel (x, y): it is affine there."""
         turned = self.rotation @ normal
-        away = turned @ self.local(point)
-        away = np.copysign(max(abs(away), 1e-9), away)
-        slope = turned / away
-        a, b = slope[:2] / self.focal
-        return np.array([a, b, slope[2] - a * self.centre[0] - b * self.centre[1]])
+        away = float(turned @ self.local(point))
+        away = math.copysign(max(abs(away), 1e-9), away)
+        (right, down, forward), (x, y) = (turned / away).tolist(), self.centre.tolist()
+        a, b = right / self.focal, down / self.focal
+        return np.array([a, b, forward - a * x - b * y])
 
 
 def raised(metres: float) -> Vector:
     """The way up."""
     return np.array([0.0, metres, 0.0])
+
+
+def grounded(plan: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+    """World points of places (x, z) on the ground."""
+    points = np.zeros((len(plan), 3))
+    points[:, ::2] = plan
+    return points
+
+
+def norm(vector: Vector) -> float:
+    """Length of a vector; much faster than `np.linalg.norm`, with the same bits."""
+    return math.sqrt(vector @ vector)
+
+
+def cross(one: Vector, two: Vector) -> Vector:
+    """Product at right angles to both vectors; much faster than `np.cross`, with the same bits."""
+    (a, b, c), (d, e, f) = one.tolist(), two.tolist()
+    return np.array([b * f - c * e, c * d - a * f, a * e - b * d])
 
 
 def _cut(seen: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 3"]:

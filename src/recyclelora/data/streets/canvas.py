@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
 
-from recyclelora.data.streets.camera import Camera, Vector
+from recyclelora.data.streets.camera import Camera, Vector, cross
 from recyclelora.data.streets.textures import SPRITE
 
 NONE = 254
@@ -28,10 +28,22 @@ Lamp = tuple[Vector, float, Colour]
 
 
 def put(
-    source: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], target: UInt8[np.ndarray, "h w 3"]
+    source: Shaped[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], target: Shaped[np.ndarray, "h w 3"]
 ) -> None:  # fmt: skip
     """Copy into a part of a picture where a mask holds; much faster than an index."""
-    cv2.copyTo(np.ascontiguousarray(source), mask.view(np.uint8), target)
+    cv2.copyTo(source, mask.view(np.uint8), target)
+
+
+def plain(shape: tuple[int, ...], colour: Sequence[int]) -> UInt8[np.ndarray, "h w 3"]:
+    """A sheet of one colour; much faster than `np.full`."""
+    sheet = np.empty((*shape, 3), np.uint8)
+    cv2.rectangle(sheet, (0, 0), shape[::-1], colour, -1)
+    return sheet
+
+
+def fixed(pixels: Float[np.ndarray, "*n 2"]) -> Int32[np.ndarray, "*n 2"]:
+    """Pixels counted in sixteenths, as OpenCV draws polygons with `shift` 4."""
+    return np.asarray(np.rint(pixels * 16), np.int32)
 
 
 class Canvas:
@@ -55,9 +67,16 @@ class Canvas:
         near: float | Float32[np.ndarray, "h w"],
     ) -> None:  # fmt: skip
         """Write tags and nearness of what was drawn."""
-        self.tags[window][drawn] = tags
-        self.nearness[window][drawn] = near if np.ndim(near) == 0 else np.asarray(near)[drawn]
-        self.ground[window] &= ~drawn
+        put(plain(drawn.shape, tags), drawn, self.tags[window])
+        self.approach(window, drawn, near)
+
+    def approach(
+        self, window: Window, drawn: Bool[np.ndarray, "h w"], near: float | Float32[np.ndarray, "h w"]
+    ) -> None:  # fmt: skip
+        """Write the nearness of what was drawn."""
+        np.copyto(self.nearness[window], near, where=drawn)
+        # True only where the ground was and nothing is drawn.
+        np.greater(self.ground[window], drawn, out=self.ground[window])
 
     def window(self, pixels: Float[np.ndarray, "n 2"], margin: float = 1.0) -> Window | None:
         """Rows and columns of the part of the picture around some pixels; None outside of it."""
@@ -83,35 +102,33 @@ class Canvas:
         The fourth channel is the glow of windows, or the opacity if `see_through`: then the label counts in the holes
         too, as annotators draw around a fence and not along its bars.
         """
-        outline = self.camera.polygon(np.stack([corner, corner + along, corner + along + up, corner + up]))
+        outline = self.camera.polygon(np.array([corner, corner + along, corner + along + up, corner + up]))
         window = None if outline is None else self.window(outline)
         if outline is None or window is None:
             return
-        normal = np.cross(along, up)
-        near = self.affine(window, self.camera.plane(corner, normal))
+        near = self.affine(window, self.camera.plane(corner, cross(along, up)))
         shift = np.array([window[1].start, window[0].start])
         inside = np.zeros(near.shape, np.uint8)
-        cv2.fillPoly(inside, [np.round((outline - shift) * 16).astype(np.int32)], 1, shift=4)
+        cv2.fillPoly(inside, [fixed(outline - shift)], 1, shift=4)
         # A pixel on the outline can look past the horizon of the plane, where nearness is negative.
-        seen = (inside > 0) & (near > 0) & self.open(window, near)
+        seen = inside.view(bool) & (near > 0) & self.open(window, near)
         if not seen.any():
             return
         sheet = texture()
         height, width = sheet.shape[:2]
-        plane = self.camera.rotation @ np.stack(
-            [along / width, -up / height, corner + up - self.camera.position], axis=1
-        )
+        sides = np.array([along / width, -up / height, corner + up - self.camera.position])
+        plane = self.camera.rotation @ sides.T.copy()
         centre = self.camera.centre - shift
         plane[:2] = self.camera.focal * plane[:2] + centre[:, None] * plane[2]
         drawn = cv2.warpPerspective(sheet, plane, near.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-        picture = self.image[window]
+        picture, colours = self.image[window], cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB)
         if see_through:
-            weight = drawn[..., 3].astype(np.float32) / 255
-            drawn[..., :3] = cv2.blendLinear(np.ascontiguousarray(drawn[..., :3]), picture.copy(), weight, 1 - weight)
-        put(drawn[..., :3], seen, picture)
+            weight = cv2.extractChannel(drawn, 3).astype(np.float32) / 255
+            colours = cv2.blendLinear(colours, picture.copy(), weight, 1 - weight)
+        put(colours, seen, picture)
         self.mark(window, seen, (label, 0, cover), near)
         if not see_through:
-            self.tags[window][..., 1][seen] = drawn[..., 3][seen]
+            np.copyto(self.tags[window][..., 1], drawn[..., 3], where=seen)
 
     def sprite(
         self, centre: Vector, size: tuple[float, float], picture: Callable[[int], UInt8[np.ndarray, "th tw 4"]],
@@ -124,13 +141,13 @@ class Canvas:
         """
         (pixel,), (depth,) = self.camera.project(centre[None])
         half = np.array(size) * self.camera.focal / depth / 2
-        if depth < 1.5 or half.min() < 0.5:
+        if depth < 1.5 or min(half.tolist()) < 0.5:
             return
-        near, window = float(1 / depth), self.window(np.stack([pixel - half, pixel + half]), 0.0)
+        near, window = float(1 / depth), self.window(np.array([pixel - half, pixel + half]), 0.0)
         seen = None if window is None else self.open(window, near)
         if window is None or seen is None or not seen.any():
             return
-        texture = picture(int(np.clip(np.log2(SPRITE / (2 * half.max())), 0, 4)))
+        texture = picture(int(min(max(np.log2(SPRITE / (2 * half.max())), 0), 4)))
         ways = np.array([texture.shape[1], texture.shape[0]]) / (2 * half)
         mapping = np.array([[ways[0], 0, 0], [0, ways[1], 0]])
         mapping[:, 2] = (np.array([window[1].start, window[0].start]) - pixel + half) * ways
@@ -139,12 +156,13 @@ class Canvas:
         drawn = cv2.warpAffine(texture, mapping, shape, flags=flags)
         bright = drawn[..., 0] > 120
         drawn = cv2.LUT(drawn, table)
-        weight = drawn[..., 3].astype(np.float32) * (1 / 255) * seen
+        weight = cv2.extractChannel(drawn, 3).astype(np.float32) * (1 / 255) * seen
         behind = self.image[window]
-        behind[:] = cv2.blendLinear(np.ascontiguousarray(drawn[..., :3]), behind.copy(), weight, 1 - weight)
+        colours = cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB)
+        behind[:] = cv2.blendLinear(colours, behind.copy(), weight, 1 - weight)
         inside = weight > 0.4
         self.mark(window, inside, (label, 0, 0), near)
-        self.tags[window][..., 2][inside] = bright[inside] * np.uint8(220)
+        np.copyto(self.tags[window][..., 2], bright * np.uint8(220), where=inside)
 
 
 class Patch:
@@ -154,26 +172,26 @@ class Patch:
         self.canvas, self.span = canvas, window
         self.image = canvas.image[window].copy()
         self.tags = np.full_like(self.image, NONE)
-        self.shift = np.array([window[1].start, window[0].start])
+        self.shift = np.array([window[1].start, window[0].start], float)
 
     def polygon(
-        self, pixels: Float[np.ndarray, "n 2"], colour: Colour | None, label: int, glow: int = 0, cover: int = 0
+        self, pixels: Float[np.ndarray, "n 2"], colour: Vector | None, label: int, glow: int = 0, cover: int = 0
     ) -> None:
         """Fill a polygon; without a colour only its tags."""
-        points = [np.round((pixels - self.shift) * 16).astype(np.int32)]
+        points = [fixed(pixels - self.shift)]
         if colour is not None:
-            cv2.fillPoly(self.image, points, tuple(map(float, colour)), cv2.LINE_AA, 4)
+            cv2.fillPoly(self.image, points, tuple(colour.tolist()), cv2.LINE_AA, 4)
         cv2.fillPoly(self.tags, points, (label, glow, cover), cv2.LINE_8, 4)
 
-    def disc(self, centre: Float[np.ndarray, "2"], radius: float, colour: Colour, label: int, glow: int = 0) -> None:
+    def disc(self, centre: Float[np.ndarray, "2"], radius: float, colour: Vector, label: int, glow: int = 0) -> None:
         """Fill a circle; radius in pixels."""
-        x, y = np.round((centre - self.shift) * 16).astype(int).tolist()
+        x, y = fixed(centre - self.shift).tolist()
         reach = max(int(radius * 16), 6)
-        cv2.circle(self.image, (x, y), reach, tuple(map(float, colour)), -1, cv2.LINE_AA, 4)
+        cv2.circle(self.image, (x, y), reach, tuple(colour.tolist()), -1, cv2.LINE_AA, 4)
         cv2.circle(self.tags, (x, y), reach, (label, glow, 0), -1, cv2.LINE_8, 4)
 
     def limb(
-        self, start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], radii: tuple[float, float], colour: Colour,
+        self, start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], radii: tuple[float, float], colour: Vector,
         label: int,
     ) -> None:  # fmt: skip
         """A tapered stroke with pointed round ends; radii in pixels."""
@@ -192,7 +210,6 @@ class Patch:
         canvas, window = self.canvas, self.span
         seen = canvas.open(window, nearness)
         put(self.image, seen, canvas.image[window])
-        seen &= self.tags[..., 0] != NONE
+        seen &= cv2.extractChannel(self.tags, 0) != NONE
         put(self.tags, seen, canvas.tags[window])
-        canvas.nearness[window][seen] = nearness if np.ndim(nearness) == 0 else np.asarray(nearness)[seen]
-        canvas.ground[window] &= ~seen
+        canvas.approach(window, seen, nearness)

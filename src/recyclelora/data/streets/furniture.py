@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +19,8 @@ POLE, LIGHT, SIGN = (CITYSCAPES.id(name) for name in ("pole", "traffic light", "
 RED, BLUE, WHITE, YELLOW = (np.array(c, float) for c in ((188, 28, 34), (28, 70, 160), (230, 230, 226), (236, 190, 40)))
 GREEN, BLACK, GREY = (np.array(c, float) for c in ((20, 96, 66), (26, 26, 28), (140, 142, 144)))
 PHASES = {"red": (0, (255, 50, 40)), "amber": (1, (255, 180, 50)), "green": (2, (60, 255, 150))}
+
+SQUARE = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,24 @@ class Post:
     arm: float
     heads: tuple[tuple[str, float, float, float, int], ...]
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera."""
         return float(np.hypot(*self.place))
 
     def shadows(self) -> list[Shadow]:
         """What casts a shadow."""
-        square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * self.radius
-        return [(self.place + square, 0.0, self.height)]
+        return [(self.place + SQUARE * self.radius, 0.0, self.height)]
 
     def draw(self, canvas: Canvas, light: Light) -> None:
         """Pole, arm, then the heads."""
         foot = np.array([self.place[0], 0.0, self.place[1]])
-        (base, tip), depth = canvas.camera.project(np.stack([foot, foot + raised(self.height)]))
-        if depth.min() < 1.2:
+        (base, tip), depth = canvas.camera.project(np.array([foot, foot + raised(self.height)]))
+        if min(depth.tolist()) < 1.2:
             return
         scale = canvas.camera.focal / float(depth[0])
         reach = np.array([abs(self.arm) + 1.5, 0]) * scale
-        window = canvas.window(np.stack([base - reach, base + reach, tip - reach - np.array([0, scale]), tip + reach]))
+        window = canvas.window(np.array([base - reach, base + reach, tip - reach - np.array([0, scale]), tip + reach]))
         if window is None:
             return
         patch, shade = Patch(canvas, window), light.shade(np.array([0.0, 0.0, -1.0]))
@@ -76,7 +78,7 @@ class Post:
 
 
 def _rectangle(middle: Pixel, width: float, height: float) -> Float[np.ndarray, "4 2"]:
-    return middle + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
+    return middle + SQUARE * (width / 2, height / 2)
 
 
 def _lamp(
@@ -157,29 +159,28 @@ class Bin:
     size: tuple[float, float]
     colour: Float[np.ndarray, "3"]
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera."""
         return float(np.hypot(*self.place))
 
     def shadows(self) -> list[Shadow]:
         """What casts a shadow."""
-        square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * self.size[0] / 2
-        return [(self.place + square, 0.0, self.size[1])]
+        return [(self.place + SQUARE * self.size[0] / 2, 0.0, self.size[1])]
 
     def draw(self, canvas: Canvas, light: Light) -> None:
         """A block with a lid."""
         foot = np.array([self.place[0], 0.0, self.place[1]])
-        (base, tip), depth = canvas.camera.project(np.stack([foot, foot + raised(self.size[1])]))
+        (base, tip), depth = canvas.camera.project(np.array([foot, foot + raised(self.size[1])]))
         width = self.size[0] * canvas.camera.focal / max(float(depth[0]), 0.1)
-        window = canvas.window(np.stack([base, tip]), width) if depth.min() > 1.2 else None
+        window = canvas.window(np.array([base, tip]), width) if min(depth.tolist()) > 1.2 else None
         if window is None:
             return
         patch, half = Patch(canvas, window), np.array([width / 2, 0])
         colour = self.colour * light.shade(np.array([0.0, 0.0, -1.0]))
-        patch.polygon(np.stack([base - half, base + half, tip + half, tip - half]), colour, IGNORE)
+        patch.polygon(np.array([base - half, base + half, tip + half, tip - half]), colour, IGNORE)
         lid = tip + (base - tip) * 0.16
         patch.polygon(
-            np.stack([lid - half, lid + half, tip + half * 0.9, tip - half * 0.9]), colour * 0.6, IGNORE, cover=200
+            np.array([lid - half, lid + half, tip + half * 0.9, tip - half * 0.9]), colour * 0.6, IGNORE, cover=200
         )
         patch.commit(float(1 / depth[0]))

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from recyclelora.data.labels import CITYSCAPES
-from recyclelora.data.streets.canvas import Canvas
+from recyclelora.data.streets.camera import grounded
+from recyclelora.data.streets.canvas import Canvas, fixed, plain, put
 from recyclelora.data.streets.layout import KERB, Street
 from recyclelora.data.streets.light import UP, Light
 from recyclelora.data.streets.textures import noise, sample
@@ -25,7 +26,9 @@ Shadow = tuple[Float[np.ndarray, "n 2"], float, float]
 """Outline of an object seen from above (x, z), and the heights where it begins and ends."""
 
 
-def _beyond_kerb(street: Street, u: Float32[np.ndarray, "n"], z: Float32[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+def _beyond_kerb(
+    street: Street, u: Float32[np.ndarray, "h w"], z: Float32[np.ndarray, "h w"]
+) -> Float32[np.ndarray, "h w"]:
     """Metres from the kerb, negative on the road; round at the corners of a crossing."""
     away = np.abs(u) - np.float32(street.half)
     if street.end is not None:
@@ -55,37 +58,48 @@ def _palette(rng: np.random.Generator) -> tuple[Float32[np.ndarray, "5 3"], bool
 def paint_ground(canvas: Canvas, street: Street, light: Light, rng: np.random.Generator) -> None:
     """Colour, label and depth of every pixel below the horizon."""
     camera = canvas.camera
-    below = canvas.rays[..., 1] < -1e-4
-    right, up, ahead = (canvas.rays[..., axis][below] for axis in range(3))
-    depth = np.minimum(np.float32(camera.position[1]) / -up, np.float32(3000))
+    horizon = np.float32(-1e-4)
+    below = canvas.rays[..., 1] < horizon
+    # Whole rows, as it takes longer to pick pixels than to paint some in vain; those are not copied to the canvas.
+    part = slice(int(np.argmax(below.any(axis=1))), None)
+    right, up, ahead = (canvas.rays[part, :, axis] for axis in range(3))
+    depth = np.minimum(np.float32(camera.position[1]) / -np.minimum(up, horizon), np.float32(3000))
     x, z = np.float32(camera.position[0]) + depth * right, depth * ahead
     u = x - street.middle(z).astype(np.float32)
     kerb = _beyond_kerb(street, u, z)
-    hand = (u > 0).astype(np.int8)
+    hand = u > 0
     bounds = np.array([[side.verge, side.verge + side.pavement] for side in street.sides], np.float32) + KERB
-    zone = 1 + (kerb > KERB) + (kerb > bounds[hand, 0]) + (kerb > bounds[hand, 1])
-    zone[kerb < 0] = 0
     kinds = np.array([[0, 1, 3, 2, {"paved": 2, "grass": 3, "lot": 0}[side.front]] for side in street.sides])
-    kind = kinds[hand, zone]
+    zone = 5 * hand.view(np.uint8) + (kerb >= 0) + (kerb > KERB)
+    for bound in bounds.T:
+        zone += kerb > np.where(hand, bound[1], bound[0])
+    kind = _look_up(kinds.astype(np.uint8).ravel(), zone)
     bald = sample(noise(1.3, 2), x, z, 14.0) + np.float32(rng.normal(-1.2, 0.7)) > 0.6
     colours, slabs = _palette(rng)
-    ground = np.where((kind == 3) & bald, 4, kind)
+    ground = np.where((kind == 3) & bald, np.uint8(4), kind)
     fade = np.clip(np.float32(camera.focal / 60) / depth, 0, 1)
     fine, coarse = sample(noise(0.2, 1), x, z, 45.0), sample(noise(1.3, 2), x, z, 9.0)
     grain = np.array([0.09, 0.06, 0.06, 0.22, 0.12], np.float32) * np.float32(rng.uniform(0.6, 1.4))
-    gain = 1 + grain[ground] * fine * fade + np.array([0.06, 0.05, 0.05, 0.14, 0.1], np.float32)[ground] * coarse
+    blotches = np.array([0.06, 0.05, 0.05, 0.14, 0.1], np.float32)
+    gain = 1 + _look_up(grain, ground) * fine * fade + _look_up(blotches, ground) * coarse
     gain *= _seams(street, u, z, kerb, kind, depth / np.float32(camera.focal), slabs)
-    painted = np.take(colours * light.shade(UP).astype(np.float32), ground, axis=0) * gain[:, None]
-    canvas.image[below] = np.minimum(painted, 255).astype(np.uint8)
-    canvas.tags[below] = np.take(TAGS, ground, axis=0)
-    canvas.nearness[below] = 1 / depth
+    colours *= light.shade(UP).astype(np.float32)
+    painted = [np.minimum(_look_up(channel, ground) * gain, 255).astype(np.uint8) for channel in colours.T]
+    put(cv2.merge(painted), below[part], canvas.image[part])
+    put(cv2.merge([_look_up(channel, ground) for channel in TAGS.T]), below[part], canvas.tags[part])
+    np.copyto(canvas.nearness[part], 1 / depth, where=below[part])
     canvas.ground[:] = below
 
 
+def _look_up(table: Shaped[np.ndarray, "k"], index: UInt8[np.ndarray, "h w"]) -> Shaped[np.ndarray, "h w"]:
+    """`table[index]`; OpenCV is many times faster, but wants 256 entries."""
+    return np.asarray(cv2.LUT(index, np.resize(table, 256)))
+
+
 def _seams(
-    street: Street, u: Float32[np.ndarray, "n"], z: Float32[np.ndarray, "n"], kerb: Float32[np.ndarray, "n"],
-    kind: Int[np.ndarray, "n"], pixel: Float32[np.ndarray, "n"], slabs: bool,
-) -> Float32[np.ndarray, "n"]:  # fmt: skip
+    street: Street, u: Float32[np.ndarray, "h w"], z: Float32[np.ndarray, "h w"], kerb: Float32[np.ndarray, "h w"],
+    kind: UInt8[np.ndarray, "h w"], pixel: Float32[np.ndarray, "h w"], slabs: bool,
+) -> Float32[np.ndarray, "h w"]:  # fmt: skip
     """Darkening by joints of slabs, wheel tracks and the gutter; `pixel` is the size of a pixel in metres."""
     gain = np.ones_like(u)
     lane = np.float32(2 * street.half / street.lanes)
@@ -109,12 +123,12 @@ class Paint:
 
     def polygon(self, plan: Float[np.ndarray, "n 2"], strength: int = 255, *, bent: bool = True) -> None:
         """Add an outline of (u, z), or of world (x, z) if not `bent`."""
-        points = np.stack([plan[:, 0], np.zeros(len(plan)), plan[:, 1]], axis=1)
+        points = grounded(plan)
         if bent:
             points[:, 0] += self.street.middle(plan[:, 1])
         pixels = self.canvas.camera.polygon(points)
         if pixels is not None and self.canvas.window(pixels) is not None:
-            cv2.fillPoly(self.mask, [np.round(pixels * 16).astype(np.int32)], (strength,), cv2.LINE_AA, 4)
+            cv2.fillPoly(self.mask, [fixed(pixels)], (strength,), cv2.LINE_AA, 4)
 
     def strip(self, u: float, width: float, start: float, stop: float) -> None:
         """A line along the road."""
@@ -125,7 +139,7 @@ class Paint:
     def box(self, u: float, z: float, width: float, length: float, strength: int = 255) -> None:
         """A rectangle across the road."""
         across = np.array([-0.5, 0.5, 0.5, -0.5]) * width + u
-        self.polygon(np.stack([across, z + np.array([-0.5, -0.5, 0.5, 0.5]) * length], 1), strength)
+        self.polygon(np.array([across, z + np.array([-0.5, -0.5, 0.5, 0.5]) * length]).T, strength)
 
     def blend(self, colour: Float[np.ndarray, "3"], opacity: float, wear: float) -> None:
         """Lay the paint on the picture; `wear` is the share that has rubbed off."""
@@ -135,8 +149,8 @@ class Paint:
         worn = np.tile(worn, (1, weight.shape[1] // tile.shape[1] + 1))[:, : weight.shape[1]]
         weight *= np.clip(1.2 - np.float32(wear) * (1 + 0.6 * worn), 0.05, 1)
         part = self.canvas.image[top:]
-        flat = np.broadcast_to(colour.clip(0, 255).astype(np.uint8), part.shape)
-        part[:] = cv2.blendLinear(np.ascontiguousarray(flat), part.copy(), weight, 1 - weight)
+        flat = plain(weight.shape, colour.clip(0, 255).astype(np.uint8).tolist())
+        part[:] = cv2.blendLinear(flat, part.copy(), weight, 1 - weight)
 
     def rows(self) -> int:
         """The first row that holds ground."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from recyclelora.data.streets.camera import Vector
-
 KERB = 0.18
 """Width of the kerb stone in metres."""
 
@@ -101,9 +99,10 @@ class Street:
         along = np.clip(z, -60.0, 300.0)
         return np.asarray(self.bend / 2 * along * np.abs(along))
 
-    def place(self, u: float, z: float, y: float = 0.0) -> Vector:
-        """World point `u` metres right of the middle of the road."""
-        return np.array([u + float(self.middle(z)), y, z])
+    def spot(self, u: float, z: float) -> Float[np.ndarray, "2"]:
+        """Place (x, z) on the ground `u` metres right of the middle of the road; `middle` for a single number."""
+        along = min(max(float(z), -60.0), 300.0)
+        return np.array([u + self.bend / 2 * along * abs(along), z])
 
     def heading(self, z: float) -> float:
         """Direction of the road in radians to the right of z."""

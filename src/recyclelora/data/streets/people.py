@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
 from recyclelora.data.labels import CITYSCAPES
-from recyclelora.data.streets.canvas import Canvas, Patch
+from recyclelora.data.streets.canvas import Canvas, Patch, fixed
 from recyclelora.data.streets.ground import Shadow
 from recyclelora.data.streets.light import Light
 
@@ -21,6 +22,12 @@ CLOTHES = (
     (126, 34, 40), (52, 84, 62), (196, 196, 194), (196, 150, 60), (140, 74, 110), (196, 222, 60),
 )  # fmt: skip
 LEGS = ((36, 42, 62), (30, 30, 34), (58, 64, 84), (92, 84, 74), (44, 40, 38), (120, 116, 110))
+
+_TURN = np.linspace(0, 2 * np.pi, 9)[:-1]
+RING = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
+_TURN = np.linspace(0, 2 * np.pi, 17)[:-1]
+WHEEL = np.stack([np.cos(_TURN), np.zeros(16), np.sin(_TURN)], 1)
+"""Places around a disc of radius 1, and around an upright wheel."""
 
 Joints = dict[str, tuple[float, float, float]]
 """Places of joints in metres: forward, right, up."""
@@ -89,7 +96,7 @@ class Human:
     heading: float
     label: int = PERSON
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera; a rider is drawn after what is ridden."""
         return float(np.hypot(*self.place)) - (0.02 if self.label == RIDER else 0.0)
@@ -102,7 +109,7 @@ class Human:
         """Limbs from far to near, with the trunk between them."""
         names = list(self.joints)
         pixels, depth, scale = _project(canvas, np.array(list(self.joints.values())) * self.look.size, self)
-        window = canvas.window(pixels, 0.35 * scale) if depth.min() > 1.2 else None
+        window = canvas.window(pixels, 0.35 * scale) if min(depth.tolist()) > 1.2 else None
         if window is None:
             return
         patch, at = Patch(canvas, window), dict(zip(names, pixels, strict=True))
@@ -157,7 +164,7 @@ class Human:
     def _trunk(
         self, patch: Patch, at: dict[str, Float[np.ndarray, "2"]], shade: Float[np.ndarray, "3"], thick: float
     ) -> None:  # fmt: skip
-        corners = np.stack([at["left shoulder"], at["right shoulder"], at["left hip"], at["right hip"]])
+        corners = np.array([at["left shoulder"], at["right shoulder"], at["left hip"], at["right hip"]])
         if self.look.coat and self.label == PERSON:
             corners[2:, 1] += 0.28 * thick
         hull = _hull(corners, np.array([0.07, 0.07, 0.11, 0.11]) * thick)
@@ -183,7 +190,7 @@ class Bike:
     colour: Float[np.ndarray, "3"]
     motor: bool
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera."""
         return float(np.hypot(*self.place))
@@ -200,20 +207,19 @@ class Bike:
             (0.4, 0.28, 1.0), (-0.3, 0, 0.9), (-0.05, 0, 0.92), (-0.3, 0.1, 0.6), (0.3, 0.1, 0.55),
         ])  # fmt: skip
         pixels, depth, scale = _project(canvas, joints, self)
-        window = canvas.window(pixels, 0.5 * scale) if depth.min() > 1.2 else None
+        window = canvas.window(pixels, 0.5 * scale) if min(depth.tolist()) > 1.2 else None
         if window is None:
             return
         patch, label = Patch(canvas, window), MOTORCYCLE if self.motor else BICYCLE
         shade = light.shade(np.array([0.0, 0.0, -1.0]))
-        turn = np.linspace(0, 2 * np.pi, 17)[:-1]
         dark, paint = np.array([30.0, 30, 32]) * shade, self.colour * shade
         for hub in joints[:2]:
-            circle = hub + 0.33 * np.stack([np.cos(turn), np.zeros(16), np.sin(turn)], 1)
+            circle = hub + 0.33 * WHEEL
             ring, _, _ = _project(canvas, circle, self)
             patch.polygon(ring, dark if self.motor else None, label)
-            points = [np.round((ring - patch.shift) * 16).astype(np.int32)]
+            points = [fixed(ring - patch.shift)]
             stroke = max(1, round((0.1 if self.motor else 0.045) * scale))
-            cv2.polylines(patch.image, points, True, tuple(map(float, dark)), stroke, cv2.LINE_AA, 4)
+            cv2.polylines(patch.image, points, True, tuple(dark.tolist()), stroke, cv2.LINE_AA, 4)
             cv2.polylines(patch.tags, points, True, (label, 0, 0), stroke, cv2.LINE_8, 4)
         tube = (0.13 if self.motor else 0.022) * scale
         for one, two, factor in ((0, 2, 1), (2, 3, 1), (3, 4, 1), (2, 4, 1), (1, 4, 0.6), (0, 3, 0.5), (5, 6, 0.35)):
@@ -232,18 +238,16 @@ def _project(
     """Pixels, depths and pixels per metre of points given as (forward, right, up)."""
     sin, cos = np.sin(thing.heading), np.cos(thing.heading)
     s, q, y = local.T
-    world = np.stack([thing.place[0] + s * sin + q * cos, y, thing.place[1] + s * cos - q * sin], axis=1)
+    world = np.array([thing.place[0] + s * sin + q * cos, y, thing.place[1] + s * cos - q * sin]).T.copy()
     pixels, depth = canvas.camera.project(world)
     return pixels, depth, canvas.camera.focal / max(float(depth.mean()), 0.1)
 
 
 def _hull(points: Float[np.ndarray, "n 2"], radii: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m 2"]:
     """Outline around discs."""
-    turn = np.linspace(0, 2 * np.pi, 9)[:-1]
-    rim = points[:, None] + radii[:, None, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
+    rim = points[:, None] + radii[:, None, None] * RING
     return np.asarray(cv2.convexHull(rim.reshape(-1, 2).astype(np.float32))[:, 0], np.float64)
 
 
 def _ring(place: Float[np.ndarray, "2"], radius: float) -> Float[np.ndarray, "8 2"]:
-    turn = np.linspace(0, 2 * np.pi, 9)[:-1]
-    return np.asarray(place + radius * np.stack([np.cos(turn), np.sin(turn)], 1))
+    return np.asarray(place + radius * RING)

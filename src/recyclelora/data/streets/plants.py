@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float
@@ -13,11 +13,16 @@ from recyclelora.data.streets.camera import raised
 from recyclelora.data.streets.canvas import Canvas, Patch
 from recyclelora.data.streets.ground import Shadow
 from recyclelora.data.streets.light import Light
+from recyclelora.data.streets.people import RING
 from recyclelora.data.streets.textures import leaves, twigs
 
 VEGETATION = CITYSCAPES.id("vegetation")
 CROWNS = 10
 """How many leafy, and half as many bare, crowns there are."""
+
+LEVEL = np.arange(256)[:, None] / 128
+WARMTH = 1 + 0.08 * (LEVEL - 1) * np.array([1.2, 1, -1])
+"""Brightness of leaves (1 in the middle), and the tone that goes with it: yellow in the light."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,17 @@ class Tree:
         colour = np.array([98, 84, 72]) * rng.uniform(0.6, 1.1) if bare else green
         return cls(place, trunk, rng.uniform(0.014, 0.024) * tall, np.array(crown, float), colour, bare)
 
-    @property
+    @cached_property
     def distance(self) -> float:
         """Metres from the camera."""
         return float(np.hypot(*self.place))
 
     def shadows(self) -> list[Shadow]:
         """What casts a shadow."""
-        turn = np.linspace(0, 2 * np.pi, 9)[:-1]
-        ring = np.stack([np.cos(turn), np.sin(turn)], 1)
-        casts = [(self.place + ring * self.girth, 0.0, self.trunk * 1.5)]
+        casts = [(self.place + RING * self.girth, 0.0, self.trunk * 1.5)]
         for x, y, wide, high, _, _ in self.crown if not self.bare else ():
             casts.append(
-                (self.place + np.array([x, 0]) + ring * wide * 0.36, max(0.1, y - high * 0.25), y + high * 0.25)
+                (self.place + np.array([x, 0]) + RING * wide * 0.36, max(0.1, y - high * 0.25), y + high * 0.25)
             )
         return casts
 
@@ -86,9 +89,9 @@ class Tree:
         if self.trunk:
             self._trunk(canvas, light, foot)
         shade = (light.ambient * 0.9 + light.direct * 0.75) * self.colour
-        level = np.arange(256)[:, None] / 128
-        colours = level * shade * (1 + 0.08 * (level - 1) * np.array([1.2, 1, -1]))
-        table = np.append(colours, np.arange(256)[:, None], axis=1).clip(0, 255).astype(np.uint8)[None]
+        table = np.empty((1, 256, 4), np.uint8)
+        table[..., :3] = (LEVEL * shade * WARMTH).clip(0, 255)
+        table[..., 3] = np.arange(256)
         right = canvas.camera.rotation[0] * [1, 0, 1]
         for x, y, wide, high, index, mirrored in self.crown[: 1 if self.distance > 55 else None]:
             kind, number = (twigs, int(index) % (CROWNS // 2)) if self.bare else (leaves, int(index))
@@ -97,8 +100,8 @@ class Tree:
 
     def _trunk(self, canvas: Canvas, light: Light, foot: Float[np.ndarray, "3"]) -> None:
         top = foot + raised(self.trunk * (1.5 if not self.bare else 1.02))
-        pixels, depth = canvas.camera.project(np.stack([foot, top]))
-        if depth.min() < 1:
+        pixels, depth = canvas.camera.project(np.array([foot, top]))
+        if min(depth.tolist()) < 1:
             return
         width = self.girth * canvas.camera.focal / depth[0]
         window = canvas.window(pixels, width + 2)

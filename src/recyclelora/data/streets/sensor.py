@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from recyclelora.data.labels import IGNORE
-from recyclelora.data.streets.canvas import Canvas
+from recyclelora.data.streets.canvas import Canvas, put
 
 BONNET_DEPTH = 1.5
 """Metres to the camera's own bonnet."""
@@ -29,11 +29,12 @@ def draw_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
     rows, columns = canvas.camera.size
     across = np.linspace(-1, 1, columns)
     edge = rows * (1 - height * (1 - bulge * 0.8 * across**4))
-    down = np.arange(rows)[:, None] - edge
+    part = slice(int(edge.min()), None)
+    down = np.arange(rows)[part, None] - edge
     mask = down >= 0
-    sheen = tone + 70 * np.exp(-down / (0.02 * rows)) + 0.25 * canvas.image[::-1].mean(axis=-1)
-    canvas.image[mask] = np.repeat(sheen[..., None], 3, axis=-1)[mask].clip(0, 255)
-    canvas.mark((slice(None), slice(None)), mask, (IGNORE, 0, 0), 1 / BONNET_DEPTH)
+    sheen = tone + 70 * np.exp(-down / (0.02 * rows)) + 0.25 * canvas.image[::-1][part].mean(axis=-1)
+    canvas.image[part][mask] = sheen[mask][:, None].clip(0, 255)
+    canvas.mark((part, slice(None)), mask, (IGNORE, 0, 0), 1 / BONNET_DEPTH)
 
 
 def soften(image: Float32[np.ndarray, "h w 3"], canvas: Canvas) -> Float32[np.ndarray, "h w 3"]:
@@ -41,7 +42,8 @@ def soften(image: Float32[np.ndarray, "h w 3"], canvas: Canvas) -> Float32[np.nd
     near = np.log(canvas.nearness + np.float32(1e-3))
     edge = np.abs(cv2.Laplacian(near, cv2.CV_32F, ksize=1)) > 0.12
     blurred = cv2.GaussianBlur(image, (3, 3), 0.8)
-    return np.asarray(np.where(edge[..., None], blurred, image))
+    put(image, ~edge, blurred)
+    return np.asarray(blurred)
 
 
 def _colours(
@@ -64,15 +66,17 @@ def expose(image: Float32[np.ndarray, "h w 3"], domain: str, rng: np.random.Gene
     rows, columns = np.linspace(-1, 1, height)[:, None] ** 2, np.linspace(-1, 1, width)[None] ** 2
     vignette = (1 - rng.uniform(0, 0.22) * (rows + columns) / 2).astype(np.float32)
     colour = _colours(gain, rng.uniform(0.65, 1.15), 1.0 if dim else rng.uniform(0.85, 1.25), rng.uniform(0, 0.03))
-    image = cv2.transform(image * vignette[..., None], colour)
+    image = cv2.transform(image * cv2.merge([vignette] * 3), colour)
     blur = rng.uniform(0, 0.75)
     if blur > 0.3:
         image = cv2.GaussianBlur(image, (0, 0), blur * max(1.0, height / 256))
     grain = rng.gamma(2, 0.004) + (rng.uniform(0.01, 0.035) if dim else 0)
     fine = rng.standard_normal((height, width), dtype=np.float32) * np.float32(grain)
     coarse = rng.standard_normal((height // 2, width // 2, 3), dtype=np.float32) * np.float32(grain * 0.8)
-    noisy = np.asarray(image + fine[..., None] + cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR))
-    taken = np.asarray(cv2.LUT(cv2.convertScaleAbs(noisy.clip(0), alpha=255 / RANGE), SHOULDER), np.uint8)
+    noisy = image + cv2.merge([fine] * 3)
+    noisy += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    positive = np.maximum(noisy, 0, out=noisy)
+    taken = np.asarray(cv2.LUT(cv2.convertScaleAbs(positive, alpha=255 / RANGE), SHOULDER), np.uint8)
     quality, squeeze = int(rng.integers(45, 96)), rng.random() < 0.5
     if squeeze:
         _, code = cv2.imencode(".jpg", taken, [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -21,7 +21,7 @@ def paint_sky(canvas: Canvas, light: Light, rng: np.random.Generator) -> None:
     rays = np.ascontiguousarray(canvas.rays[::2, ::2])
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     rise = np.maximum(rays[..., 1], 0.02)
-    share = np.clip(rise * np.float32(rng.uniform(1.6, 3.2)), 0, 1)[..., None] ** np.float32(0.7)
+    share = cv2.merge([np.clip(rise * np.float32(rng.uniform(1.6, 3.2)), 0, 1) ** np.float32(0.7)] * 3)
     low, high = (np.array(table[light.sky], np.float32) * rng.normal(1, 0.05) for table in (HORIZON, ZENITH))
     colour = low + (high - low) * share
     towards = np.clip(rays @ light.sun.astype(np.float32), 0, 1)
@@ -66,11 +66,13 @@ def paint_skyline(canvas: Canvas, light: Light, rng: np.random.Generator) -> Non
         int(np.clip(horizon.min() - max(tall.max(), woods.max()), 0, height)),
         int(np.clip(horizon.max() + 2, 0, height)),
     )
+    if high <= low:
+        return
     rows, window = np.arange(low, high)[:, None], (slice(low, high), slice(None))
     haze = np.array([186, 198, 212]) * light.shade(np.array([0.0, 1.0, 0.0])).clip(0, 1)
-    grain = cv2.resize(noise(0.9, 11)[:256], (width, high - low)) if high > low else np.zeros((0, width), np.float32)
+    grain = cv2.resize(noise(0.9, 11)[:256], (width, high - low))
     for reach, label, colour in ((tall, BUILDING, (150, 140, 132)), (woods, VEGETATION, (70, 86, 54))):
         mask = (rows <= horizon + 1) & (rows > horizon - reach) & (canvas.nearness[window] < 1 / away)
-        tone = (np.array(colour) * light.ambient * 0.62 + haze * 0.38) * (1 + 0.07 * grain[..., None])
-        canvas.image[window][mask] = tone[mask].clip(0, 255)
+        tone = (np.array(colour) * light.ambient * 0.62 + haze * 0.38) * (1 + 0.07 * grain[mask][:, None])
+        canvas.image[window][mask] = tone.clip(0, 255)
         canvas.mark(window, mask, (label, 0, 60), 1 / away)

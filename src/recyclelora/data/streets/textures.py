@@ -67,26 +67,28 @@ def material(name: str) -> Float32[np.ndarray, "512 512"]:
     return np.asarray(1 + tile, np.float32)
 
 
-def fill(
-    name: str, colour: Float[np.ndarray, "3"], metres: tuple[float, float], scale: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 4"]:
-    """A sheet of material, `metres` = (width, height), `scale` pixels per metre; the fourth channel is zero."""
-    tile = material(name)
+def cutting(metres: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
+    """Which rows and columns of a tile of material a sheet of `metres` = (width, height) is cut from."""
     wide, high = (min(SIDE, max(2, int(side * TILE_SCALE))) for side in metres)
     x, y = (int(rng.integers(0, SIDE - side + 1)) for side in (wide, high))
+    return slice(y, y + high), slice(x, x + wide)
+
+
+def fill(
+    name: str, colour: Float[np.ndarray, "3"], metres: tuple[float, float], scale: float, part: tuple[slice, slice]
+) -> UInt8[np.ndarray, "h w 4"]:
+    """A sheet of a `part` of a material, `scale` pixels per metre; the fourth channel is zero."""
     shape = max(2, round(metres[0] * scale)), max(2, round(metres[1] * scale))
     way = cv2.INTER_AREA if scale < TILE_SCALE else cv2.INTER_LINEAR
-    tone = cv2.resize(tile[y : y + high, x : x + wide], shape, interpolation=way)
-    sheet = np.zeros((*tone.shape, 4), np.uint8)
-    for channel in range(3):
-        sheet[..., channel] = cv2.convertScaleAbs(tone, alpha=float(colour[channel]))
-    return sheet
+    tone = cv2.resize(material(name)[part], shape, interpolation=way)
+    channels = [cv2.convertScaleAbs(tone, alpha=alpha) for alpha in colour.tolist()]
+    return np.asarray(cv2.merge([*channels, np.zeros(tone.shape, np.uint8)]), np.uint8)
 
 
 def tint(texture: UInt8[np.ndarray, "h w 4"], factors: Float[np.ndarray, "3"]) -> UInt8[np.ndarray, "h w 4"]:
     """Multiply red, green and blue."""
-    table = np.outer(np.arange(256), np.append(factors, 1.0)).clip(0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(texture, table[None]), np.uint8)
+    table = np.minimum(np.arange(256)[None, :, None] * np.array([*factors.tolist(), 1.0]), 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(texture, table), np.uint8)
 
 
 def _sprite(tone: UInt8[np.ndarray, "s s"], opacity: UInt8[np.ndarray, "s s"]) -> UInt8[np.ndarray, "s s 4"]:

@@ -49,7 +49,7 @@ def populate(street: Street, seed: int) -> list[Thing]:
 
 def _spot(street: Street, sign: int, beyond: float, z: float) -> Float[np.ndarray, "2"]:
     """World (x, z) some metres beyond the kerb of one side."""
-    return street.place(sign * (street.half + beyond), z)[[0, 2]]
+    return street.spot(sign * (street.half + beyond), z)
 
 
 def _steps(
@@ -85,7 +85,7 @@ def _driving(street: Street, rng: np.random.Generator) -> list[Thing]:
         z = rng.uniform(6, 16) if rng.random() < busy else rng.uniform(14, 60)
         while z < 95:
             if street.end is None or z < street.end - 4:
-                place = street.place(u + rng.normal(0, 0.2), z)[[0, 2]]
+                place = street.spot(u + rng.normal(0, 0.2), z)
                 vehicle = _vehicle(rng, place, street.heading(z) + turn, 0.15, big=True)
                 if z > 5.5 + vehicle.shape.length / 2:
                     things.append(vehicle)
@@ -110,7 +110,7 @@ def _crossing(street: Street, rng: np.random.Generator) -> list[Thing]:
         z = street.cross[0] - 3.5 if street.cross is not None and street.cross[0] > 10 else rng.uniform(7, 30)
         for _ in range(int(rng.integers(1, 6))):
             u = rng.uniform(-street.half, street.half)
-            place, side = street.place(u, z + rng.uniform(-1.2, 1.2))[[0, 2]], rng.choice((-1, 1))
+            place, side = street.spot(u, z + rng.uniform(-1.2, 1.2)), rng.choice((-1, 1))
             things.append(_walker(rng, place, side * np.pi / 2 + rng.normal(0, 0.15)))
     return things
 
@@ -154,7 +154,7 @@ def _cycling(street: Street, rng: np.random.Generator) -> list[Thing]:
         if rng.random() < 0.15:
             turn += np.pi / 2
         if street.end is None or z < street.end - 2:
-            things += _ridden(rng, street.place(u, z)[[0, 2]], float(turn), motor)
+            things += _ridden(rng, street.spot(u, z), float(turn), motor)
     return things
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from recyclelora.data.labels import CITYSCAPES
-from recyclelora.data.streets.canvas import Canvas
+from recyclelora.data.streets.canvas import Canvas, put
 from recyclelora.data.streets.textures import noise, sample
 
 SKY = CITYSCAPES.id("sky")
@@ -22,9 +22,16 @@ def fog(image: Picture, depth: Float32[np.ndarray, "h w"], beta: float, airlight
 
     `image` and `airlight` from 0 to 1, `depth` in metres (the sky is at infinity), `beta` in 1 / m.
     """
-    clear = np.exp(-np.float32(beta) * depth)[..., None]
-    air = airlight.astype(np.float32)
-    return np.asarray(air + (image - air) * clear)
+    air = _everywhere(airlight, image)
+    hazy = image - air
+    hazy *= cv2.merge([np.exp(-np.float32(beta) * depth)] * 3)
+    hazy += air
+    return np.asarray(hazy)
+
+
+def _everywhere(colour: Float[np.ndarray, "3"], image: Picture) -> Float32[np.ndarray, "w 3"]:
+    """A colour for each pixel of a row: NumPy is several times slower where it repeats a colour itself."""
+    return np.tile(colour.astype(np.float32), (image.shape[1], 1))
 
 
 def _depth(canvas: Canvas) -> Float32[np.ndarray, "h w"]:
@@ -35,7 +42,9 @@ def _depth(canvas: Canvas) -> Float32[np.ndarray, "h w"]:
 def clear(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
     """A little haze in the distance."""
     air = np.array([0.80, 0.85, 0.91]) * rng.uniform(0.8, 1.05)
-    return np.where(_sky(canvas)[..., None], image, fog(image, _depth(canvas), 1 / rng.uniform(350, 2500), air))
+    hazy = fog(image, _depth(canvas), 1 / rng.uniform(350, 2500), air)
+    put(image, _sky(canvas), hazy)
+    return hazy
 
 
 def foggy(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
@@ -48,13 +57,13 @@ def night(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
     """Dark but for headlights, street lights, lit windows and signals."""
     sky = _sky(canvas)
     dusk = rng.uniform(0.03, 0.12) * np.array([0.8, 0.9, 1.25]) + 0.01
-    lit = _street_light(canvas, rng) + dusk.astype(np.float32)
-    dark = image * lit
-    glow = canvas.tags[..., 1].astype(np.float32)[..., None] / 255
-    dark += glow * (image * 0.5 + 0.5) * (np.array([1.0, 0.8, 0.5], np.float32) * np.float32(rng.uniform(0.5, 1.0)))
+    dark = image * (_street_light(canvas, rng) + _everywhere(dusk, image))
+    glow = cv2.extractChannel(canvas.tags, 1).astype(np.float32) / 255
+    warm = np.array([1.0, 0.8, 0.5], np.float32) * np.float32(rng.uniform(0.5, 1.0))
+    dark += cv2.merge([glow] * 3) * (image * 0.5 + 0.5) * _everywhere(warm, image)
     glimmer = np.linspace(0.02, 0.075, sky.shape[0], dtype=np.float32)[:, None, None]
     cast = np.array([1.1, 0.95, 0.85]) if rng.random() < 0.5 else np.array([0.8, 0.9, 1.3])
-    dark = np.where(sky[..., None], image * glimmer * cast.astype(np.float32) * 1.6, dark)
+    put(image * glimmer * _everywhere(cast, image) * 1.6, sky, dark)
     return np.asarray(1 - np.exp(-np.float32(rng.uniform(1.3, 1.8)) * (dark + _bloom(canvas))))
 
 
@@ -64,18 +73,18 @@ def _street_light(canvas: Canvas, rng: np.random.Generator) -> Picture:
     half = (camera.size[1] // 2, camera.size[0] // 2)
     rays = cv2.resize(np.ascontiguousarray(canvas.rays), half, interpolation=cv2.INTER_NEAREST)
     depth = 1 / np.maximum(cv2.resize(canvas.nearness, half, interpolation=cv2.INTER_NEAREST), np.float32(1e-3))
-    place = rays * depth[..., None]
+    place = rays * cv2.merge([depth] * 3)
     light = np.zeros_like(rays)
     lamps = sorted((lamp for lamp in canvas.lamps if lamp[1] > 1), key=lambda lamp: float(np.abs(lamp[0][2])))
     power = np.float32(rng.uniform(8, 26))
     for where, _, colour in lamps[:8]:
-        away = place - (where - camera.position).astype(np.float32)
-        light += (power / (np.einsum("hwc,hwc->hw", away, away) + 8))[..., None] * np.array(colour, np.float32) / 255
+        away = place - _everywhere(where - camera.position, place)
+        fallen = power / (np.einsum("hwc,hwc->hw", away, away) + 8)
+        light += cv2.merge([fallen * np.float32(channel) / 255 for channel in colour])
     aside = rays[..., 0] - np.float32(camera.rotation[2][0])
     beam = np.exp(-((aside / np.float32(0.45)) ** 2)) * np.clip(0.6 - rays[..., 1] * 5, 0.12, 1)
-    light += (np.float32(rng.uniform(0.6, 1.3)) * beam / (1 + (depth / 16) ** 2))[..., None] * np.array(
-        [1, 0.95, 0.82], np.float32
-    )
+    ahead = np.float32(rng.uniform(0.6, 1.3)) * beam / (1 + (depth / 16) ** 2)
+    light += cv2.merge([ahead * np.float32(channel) for channel in (1, 0.95, 0.82)])
     return np.asarray(cv2.resize(light, camera.size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
@@ -103,7 +112,7 @@ def rain(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
     height, width = canvas.camera.size
     streaks = np.roll(_streaks(int(rng.integers(-3, 4))), rng.integers(0, 512, 2), (0, 1))
     streaks = cv2.resize(streaks[: min(height, 512), : min(width, 512)], (width, height))
-    wet += streaks[..., None] * np.float32(rng.uniform(0.05, 0.16))
+    wet += cv2.merge([streaks * np.float32(rng.uniform(0.05, 0.16))] * 3)
     return _drops(wet, rng)
 
 
@@ -115,16 +124,16 @@ def _mirror(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture
     columns = np.broadcast_to(np.arange(image.shape[1], dtype=np.float32), source.shape)
     mirrored = cv2.remap(image, columns, source, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     mirrored = cv2.blur(mirrored, (3, 9))
-    rays = canvas.rays[canvas.ground]
+    across, ahead = (canvas.rays[..., axis][canvas.ground] for axis in (0, 2))
     depth = 1 / canvas.nearness[canvas.ground]
-    puddles = sample(noise(1.3, 2), rays[:, 0] * depth, rays[:, 2] * depth, 9.0)
+    puddles = sample(noise(1.3, 2), across * depth, ahead * depth, 9.0)
     strength = np.clip(rng.uniform(0.2, 0.5) + 0.22 * puddles, 0.03, 0.8) * (0.5 + 0.5 * np.clip(depth / 18, 0, 1))
     road = np.where(canvas.tags[..., 0][canvas.ground] < 2, 1, 0.15)
     weight = np.zeros(image.shape[:2], np.float32)
     weight[canvas.ground] = strength * road
-    weight = weight[..., None]
     dark = np.where(weight > 0, np.float32(0.7), np.float32(1))
-    return np.asarray(image * dark * (1 - weight) + mirrored * weight)
+    kept = image * cv2.merge([dark] * 3) * cv2.merge([1 - weight] * 3)
+    return np.asarray(kept + mirrored * cv2.merge([weight] * 3))
 
 
 @cache
@@ -144,10 +153,10 @@ def _drops(image: Picture, rng: np.random.Generator) -> Picture:
         centre = (int(rng.integers(width)), int(rng.integers(height)))
         radius = max(1, int(rng.gamma(2, 0.006) * height))
         cv2.ellipse(mask, centre, (radius, int(radius * rng.uniform(1, 1.5))), 0, 0, 360, 1, -1)
-    mask = cv2.GaussianBlur(mask, (0, 0), 1.0)[..., None] * np.float32(0.75)
+    opacity = cv2.merge([cv2.GaussianBlur(mask, (0, 0), 1.0) * np.float32(0.75)] * 3)
     small = cv2.resize(image[::-1], (max(1, width // 8), max(1, height // 8)), interpolation=cv2.INTER_AREA)
     lens = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(image + (lens * 0.9 + 0.06 - image) * mask)
+    return np.asarray(image + (lens * 0.9 + 0.06 - image) * opacity)
 
 
 def snow(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
@@ -158,10 +167,12 @@ def snow(image: Picture, canvas: Canvas, rng: np.random.Generator) -> Picture:
     drift = np.where(canvas.ground, drift, noise_field(canvas, 0.7))
     catch = canvas.tags[..., 2].astype(np.float32) / 255
     lain = np.clip((catch * np.float32(rng.uniform(1.1, 2.4)) + 0.22 * drift - 0.55) * 2.2, 0, 1)
-    lain = np.where(catch > 0, lain, 0)[..., None] * np.float32(0.92)
-    bright = image.mean(axis=-1, keepdims=True)
-    white = (0.66 + 0.3 * bright + 0.02 * drift[..., None]) * np.array([0.97, 0.99, 1.03], np.float32)
-    covered = image + (white - image) * lain
+    lain = np.where(catch > 0, lain, 0) * np.float32(0.92)
+    red, green, blue = cv2.split(image)
+    bright = (red + (green + blue)) / 3
+    grey = 0.66 + 0.3 * bright + 0.02 * drift
+    white = cv2.merge([grey * np.float32(channel) for channel in (0.97, 0.99, 1.03)])
+    covered = image + (white - image) * cv2.merge([lain] * 3)
     air = rng.uniform(0.76, 0.9) * np.array([0.98, 1.0, 1.02])
     hazy = fog(covered, depth, 1 / rng.uniform(60, 260), air)
     return _flakes(hazy, rng)
@@ -184,12 +195,12 @@ def _flakes(image: Picture, rng: np.random.Generator) -> Picture:
         places.astype(int).tolist(), sizes.astype(int).tolist(), bright.tolist(), strict=True
     ):
         cv2.circle(mask, (x, y), radius, value, -1, cv2.LINE_AA, 4)
-    soft = cv2.blur(mask, (1, 3)).astype(np.float32)[..., None] / 255
+    soft = cv2.merge([cv2.blur(mask, (1, 3)).astype(np.float32) / 255] * 3)
     return np.asarray(image + (np.float32(0.95) - image) * soft)
 
 
 def _sky(canvas: Canvas) -> Bool[np.ndarray, "h w"]:
-    return np.asarray(canvas.tags[..., 0] == SKY)
+    return np.asarray(cv2.extractChannel(canvas.tags, 0) == SKY)
 
 
 WEATHER: Mapping[str, Callable[[Picture, Canvas, np.random.Generator], Picture]] = {
