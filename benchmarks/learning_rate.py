@@ -29,7 +29,7 @@ def score(method: str, lr: float, out: Path, weights: str, steps: int, scenes: i
     recipe = demo_recipe(method, steps, weights, seed=0, scenes=str(out / "scenes"))
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": lr})})
     run = train(recipe, out / f"{method}-{lr:g}", resume=True)
-    file = run.path / "validation.json"
+    file = run.path / f"validation-{scenes}.json"
     if not file.is_file():
         model = load(run.path)
         result = score_domain(
@@ -73,7 +73,7 @@ def main() -> None:
         scores = choose(method, out=options.out, weights=options.weights, steps=options.steps, scenes=options.scenes)
         result[method] = {
             "chosen": max(scores, key=scores.__getitem__),
-            "miou": {f"{lr:g}": s for lr, s in scores.items()},
+            "miou": {f"{lr:g}": scores[lr] for lr in sorted(scores)},
         }
         write_json(RESULTS, result)
 

@@ -5,7 +5,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from recyclelora.data.benchmarks import open_domain
-from recyclelora.data.dataset import EvaluationDataset, TrainingDataset
+from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.transforms import Augment
 from recyclelora.errors import UserError
 
@@ -81,21 +81,3 @@ def test_colours_do_not_keep_domains_apart(tmp_path):
     one = make_folder(tmp_path / "one", [1], classes="background 0 0 0\nrail\n")
     two = make_folder(tmp_path / "two", [2], classes="background 9 9 9\nrail\n")
     assert len(TrainingDataset([one, two], Augment(CROP))) == 2
-
-
-def test_evaluation_keeps_the_size_and_scores_in_the_scored_space(tmp_path):
-    for kind in ("images", "labels"):
-        (tmp_path / "val" / kind).mkdir(parents=True)
-    image = np.random.default_rng(0).integers(0, 256, (18, 26, 3), dtype=np.uint8)
-    labels = np.arange(18 * 26, dtype=np.uint8).reshape(18, 26) % 12
-    Image.fromarray(image).save(tmp_path / "val/images/dusk.png")
-    Image.fromarray(labels).save(tmp_path / "val/labels/dusk.png")
-    data = EvaluationDataset(open_domain(f"camvid={tmp_path}", "val"))
-    assert len(data) == 1
-    sample = data[0]
-    assert torch.equal(sample["image"], torch.from_numpy(image).permute(2, 0, 1))
-    assert torch.equal(sample["labels"], torch.from_numpy(np.where(labels == 11, 255, labels).astype(np.int64)))
-    assert sample["name"] == "dusk"
-    with pytest.raises(IndexError, match="1 of 1"):
-        data[1]
-    assert [sample["name"] for sample in data] == ["dusk"]

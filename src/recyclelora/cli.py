@@ -68,7 +68,7 @@ def train(
 ) -> Run:
     """Train a model: an adapter on a frozen backbone, and a head.
 
-    A stopped training goes on with `--resume` and ends with the same weights as one that was never stopped.
+    A stopped training goes on with `--resume`; on a CPU in float32 it ends with the weights of one never stopped.
     """
     changes = {}
     for text in change or []:
@@ -93,7 +93,9 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Results file (.json); a page with pictures (.html) is written beside it.")],
-    split: Annotated[str, typer.Option(help="Which split of the targets: train, val or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Which split of the targets: train, val or test; a `folder` has none.")
+    ] = "test",
     limit: Annotated[int | None, typer.Option(help="Take this many images of each target, evenly spaced.")] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures a target on the page.")] = 3,
     weights: Weights = None,

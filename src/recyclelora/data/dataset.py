@@ -1,4 +1,4 @@
-"""Domains as PyTorch data sets: augmented crops for training, whole images for evaluation."""
+"""Domains as a PyTorch data set of augmented crops."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ class TrainingSample(TypedDict):
 
     image: UInt8[Tensor, "3 h w"]
     labels: Int64[Tensor, "h w"]
-
-
-class EvaluationSample(TypedDict):
-    """An RGB image at its own size, its labels in the scored space, and its name."""
-
-    image: UInt8[Tensor, "3 h w"]
-    labels: Int64[Tensor, "h w"]
-    name: str
 
 
 class TrainingDataset(Dataset[TrainingSample]):
@@ -66,22 +58,6 @@ class TrainingDataset(Dataset[TrainingSample]):
         image, labels = domain.read(index - int(self.ends[which]) + len(domain))
         image, labels = self.augment(image, labels, np.random.default_rng((self.seed, number)))
         return {"image": _image_tensor(image), "labels": _label_tensor(labels)}
-
-
-class EvaluationDataset(Dataset[EvaluationSample]):
-    """The images of a domain at their own size, with the labels they are scored by."""
-
-    def __init__(self, domain: Domain) -> None:
-        self.domain = domain
-
-    def __len__(self) -> int:
-        return len(self.domain)
-
-    def __getitem__(self, index: int) -> EvaluationSample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        image, labels = self.domain.read_scored(index)
-        return {"image": _image_tensor(image), "labels": _label_tensor(labels), "name": self.domain.name(index)}
 
 
 def _image_tensor(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
