@@ -6,6 +6,11 @@ from PIL import Image
 TINY = {"model": "vit_tiny_patch16_224", "weights": "random"}
 TINY["model_args"] = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
 
+SMALL_HEAD = {
+    "width": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_feedforward": 64,
+    "decoder_feedforward": 96, "points": 64,
+}  # fmt: skip
+
 
 def write_folder(root, count=4, size=(40, 56), seed=0, classes=None):
     """Images of coloured stripes on a ground, with labels that follow the colours."""

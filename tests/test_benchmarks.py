@@ -1,15 +1,18 @@
 import os
+import re
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
-from labelled_files import ids, make_camvid, make_town, picture, refused, write
-from recyclelora.data.benchmarks import BENCHMARKS, SPLITS, STREET_SEEDS, Spec, open_domain, parse_spec
+from labelled_files import ids, make_acdc, make_camvid, make_cityscapes, make_gtav, make_town, picture, refused, write
+from recyclelora.data.benchmarks import BENCHMARKS, SPLITS, STREET_SEEDS, Spec, manifest, open_domain, parse_spec
 from recyclelora.data.labels import CAMVID, CITYSCAPES, IGNORE
 from recyclelora.data.scenes import StreetScenes
+from recyclelora.recipe import SourceSettings
 
 REAL_CAMVID = Path(os.environ.get("RECYCLELORA_CAMVID", Path(__file__).parents[2] / "shared/data/camvid"))
 
@@ -41,10 +44,32 @@ def town(tmp_path):
         ("town:folder=C/labelled", Spec("town", "folder", None, Path("C/labelled"))),
         ("folder=C/labelled/", Spec("labelled", "folder", None, Path("C/labelled"))),
         ("folder=C/labelled/../other", Spec("other", "folder", None, Path("C/labelled/../other"))),
+        ("gtav=/x", Spec("gtav", "gtav", None, Path("/x"))),
+        ("cityscapes", Spec("cityscapes", "cityscapes", None, Path("data/cityscapes"))),
+        ("half:mapillary-half", Spec("half", "mapillary-half", None, Path("data/mapillary"))),
+        ("camvid", Spec("camvid", "camvid", None, Path("data/camvid"))),
+        ("acdc=/x", Spec("acdc", "acdc", None, Path("/x"))),
+        ("acdc:fog=/x", Spec("acdc:fog", "acdc", "fog", Path("/x"))),
+        ("dark:acdc:night", Spec("dark", "acdc", "night", Path("data/acdc"))),
     ],
 )
-def test_specifications_parse(text, expected):
+def test_specifications_parse(text, expected, monkeypatch):
+    monkeypatch.delenv("RECYCLELORA_DATA", raising=False)
     assert parse_spec(text) == expected
+
+
+def test_data_lie_where_the_environment_says(tmp_path, monkeypatch):
+    make_gtav(tmp_path / "sets/gtav")
+    monkeypatch.setenv("RECYCLELORA_DATA", str(tmp_path / "sets"))
+    assert len(open_domain("gtav", "train")) == 2
+    assert parse_spec("mapillary-half").root == tmp_path / "sets/mapillary"
+    assert parse_spec("gtav=elsewhere").root == Path("elsewhere")
+    refused(
+        lambda: open_domain("mapillary-half", "val"), tmp_path / "sets/mapillary", "www.mapillary.com",
+        "mapillary-half=FOLDER", "RECYCLELORA_DATA to the folder that holds mapillary/",
+    )  # fmt: skip
+    monkeypatch.setenv("RECYCLELORA_DATA", "")
+    assert parse_spec("gtav").root == Path("data/gtav")
 
 
 def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
@@ -57,12 +82,16 @@ def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
     ("text", "parts"),
     [
         ("camvd=/x", ["camvd", "did you mean 'camvid'?"]),
-        ("", ["''", "camvid, folder, streets"]),
+        ("", ["''", "camvid, cityscapes, folder"]),
         ("streets:snw", ["'snw'", "did you mean 'snow'?"]),
         ("streets:", ["unknown domain ''", "clear, fog, night, rain, snow"]),
         ("camvid:fog=/x", ["unknown data set 'fog'"]),
-        ("camvid", ["camvid needs the folder", "camvid=FOLDER"]),
-        ("dusk:camvid=", ["camvid needs the folder", "dusk:camvid=FOLDER"]),
+        ("folder", ["folder needs the folder", "folder=FOLDER"]),
+        ("town:folder=", ["folder needs the folder", "town:folder=FOLDER"]),
+        ("dusk:camvid=", ["no folder after '='", "dusk:camvid=FOLDER"]),
+        ("acdc:fogg=/x", ["unknown domain 'fogg' of acdc", "did you mean 'fog'?"]),
+        ("fog:acdc=/x", ["looks like a domain", "write acdc:fog"]),
+        ("gtav:fog=/x", ["unknown data set 'fog'"]),
         ("streets=", ["no folder after '='", "streets=FOLDER"]),
         (":camvid=/x", ["empty label"]),
         ("fog:streets", ["looks like a domain", "write streets:fog"]),
@@ -201,19 +230,81 @@ def test_real_streets_are_known_classes():
     assert set(np.unique(labels)) <= {*range(19), IGNORE}
 
 
-# The table
+# Splits, domains and draws
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_row_is_complete(name):
-    row = BENCHMARKS[name]
-    assert bool(row.layouts) != bool(row.domains)
-    labelling = row.labelling
-    known = sorted(labelling.ids)
-    trained = labelling.to_train[known]
-    scored = labelling.to_score[known]
-    assert ((trained < len(labelling.train_space)) | (trained == IGNORE)).all()
-    assert ((scored < len(labelling.score_space)) | (scored == IGNORE)).all()
-    # Every prediction of a trained class counts as a scored one, and a perfect prediction scores perfectly.
-    assert (labelling.predictions[: len(labelling.train_space)] < len(labelling.score_space)).all()
-    assert (labelling.predictions[trained[trained != IGNORE]] == scored[trained != IGNORE]).all()
+def test_a_split_without_public_labels_is_refused(tmp_path):
+    gtav, cityscapes = make_gtav(tmp_path / "gtav"), make_cityscapes(tmp_path / "cityscapes")
+    refused(lambda: open_domain(f"gtav={gtav}", "val"), "no labelled split 'val', only train (24,966 images)")
+    refused(lambda: open_domain(f"cityscapes={cityscapes}", "test"), "'test'", "train (2,975 images) and val (500")
+
+
+def test_acdc_is_one_kind_of_weather_or_all(tmp_path):
+    root = make_acdc(tmp_path)
+    night = open_domain(f"acdc:night={root}", "val")
+    assert manifest(night) == ["GOPR00/GOPR00_frame_000001", "GOPR01/GOPR01_frame_000001"]
+    whole = manifest(open_domain(f"acdc={root}", "val"))
+    kinds = ("fog", "night", "rain", "snow")
+    assert whole == [f"{kind}/GOPR0{n}/GOPR0{n}_frame_000001" for kind in kinds for n in range(2)]
+    shutil.rmtree(root / "gt/rain/val")
+    refused(lambda: open_domain(f"acdc={root}", "val"), "rgb_anon/rain/val/ + gt/rain/val/")
+    assert len(open_domain(f"acdc:snow={root}", "val")) == 2
+
+
+def test_a_domain_knows_its_data_set(tmp_path):
+    assert open_domain(f"night:acdc:night={make_acdc(tmp_path)}", "val").dataset == "acdc"
+    assert open_domain("streets:fog", "val").dataset == "streets"
+
+
+def test_images_are_drawn_from_the_seed(tmp_path):
+    root = make_gtav(tmp_path, count=12, size=(8, 8))
+
+    def drawn(images, **options):
+        return manifest(open_domain(f"gtav={root}", "train", images=images, **options))
+
+    names = drawn(None)
+    assert names == [f"{number:05d}" for number in range(1, 13)]
+    expected = np.random.default_rng(3).permutation(12)[:5]
+    assert drawn(5, seed=3) == [names[i] for i in sorted(expected)]
+    assert drawn(5) != drawn(5, seed=3)
+    assert set(drawn(5)) < set(drawn(6))
+    assert drawn(12) == names
+    assert drawn(6, limit=2) == [drawn(6)[0], drawn(6)[3]]
+    refused(lambda: drawn(13), "gtav: 13 images wanted, but it has 12")
+    refused(lambda: drawn(0), "0 images wanted")
+    seeds = open_domain("streets", "val", images=4, seed=1).source.seeds
+    assert seeds == sorted(seeds)
+    assert set(seeds) < set(STREET_SEEDS["val"])
+    assert len(seeds) == 4
+
+
+# docs/data.md
+
+
+def block(language):
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    return re.search(f"```{language}\n(.*?)```", text, re.DOTALL)[1]
+
+
+def test_the_example_in_python_runs():
+    names = {}
+    exec(block("python"), names)
+    assert names["image"].shape == (256, 512, 3)
+    assert names["labels"].shape == (256, 512)
+    assert len(names["names"]) == 2
+
+
+def test_the_sources_of_the_example_exist():
+    sources = [SourceSettings(**source) for source in yaml.safe_load(block("yaml"))["sources"]]
+    assert [parse_spec(source.data).name for source in sources] == ["gtav", "synthia", "folder"]
+    assert sources[0].images < BENCHMARKS["gtav"].count("train")
+
+
+def test_every_row_stands_in_the_docs_with_its_numbers():
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, row in BENCHMARKS.items():
+        (line,) = (line for line in rows if f"`{name}`" in line)
+        counts = {row.count(split, domain) for split in row.splits for domain in row.domains or [None]}
+        assert all(f"{count:,}" in line for count in counts), line
+        assert row.size is None or f"{row.size[0]} x {row.size[1]}" in line

@@ -31,7 +31,7 @@ def domains(tmp_path):
 
 
 def equal(one, other):
-    return all(torch.equal(one[key], other[key]) for key in ("image", "labels"))
+    return all(torch.equal(one[key], other[key]) for key in ("image", "labels", "size"))
 
 
 def test_samples_are_crops_of_the_concatenated_domains(domains):
@@ -48,6 +48,16 @@ def test_samples_are_crops_of_the_concatenated_domains(domains):
     for index in (-1, 5):
         with pytest.raises(IndexError, match=f"{index} of 5"):
             data[0, index]
+
+
+def test_sample_tells_its_number_and_what_is_not_padding(domains):
+    for pad, size in (("image", [CROP, CROP]), ("normalised", [12, 16])):
+        data = TrainingDataset(domains, Augment(CROP, scale=(0.6, 0.6), pad=pad))
+        sample = data[1234, 3]
+        assert sample["size"].tolist() == size
+        assert sample["size"].dtype == sample["number"].dtype == torch.int64
+        assert sample["number"].shape == ()
+        assert sample["number"] == 1234
 
 
 def test_key_and_seed_alone_decide_the_sample(domains):

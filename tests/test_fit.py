@@ -1,10 +1,11 @@
 """Every setting of a recipe changes what comes out of a training."""
 
+import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniatures import TINY, write_folder
+from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.recipe import make_recipe
 from recyclelora.training.fit import train
 
@@ -51,18 +52,12 @@ def same(a, b):
         {"adapter.target_modules": ["attn.qkv"]}, {"adapter.layers_to_transform": [1]},
         {"optim.lr": 0.001}, {"optim.sub_lr_ratio": 1.0}, {"optim.power": 2.0}, {"optim.weight_decay": 0.5},
         {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
-        {"augment.flip": 0.0}, {"augment.photometric": False},
+        {"augment.flip": 0.0}, {"augment.photometric": False}, {"precision": "64-true"},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_every_setting_changes_the_result(change, base, sources, tmp_path):
     assert not same(base, trained(tmp_path / "run", sources[:1], change))
-
-
-SMALL_HEAD = {
-    "width": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_feedforward": 64,
-    "decoder_feedforward": 96, "points": 64,
-}  # fmt: skip
 
 
 def test_mask2former_is_trained_and_loaded(sources, tmp_path):
@@ -93,7 +88,9 @@ def test_sizes_that_a_head_does_not_take_are_refused(change, sources, tmp_path):
         trained(tmp_path / "run", sources[:1], change)
 
 
-@pytest.mark.parametrize("change", [{"workers": 1}, {"checkpoint_every": 1}, {"evaluation.window": 64}])
+@pytest.mark.parametrize(
+    "change", [{"workers": 1}, {"checkpoint_every": 1}, {"evaluation.window": 64}, {"targets": ["streets"]}]
+)
 def test_these_settings_do_not(change, base, sources, tmp_path):
     assert same(base, trained(tmp_path / "run", sources[:1], change))
 
@@ -102,6 +99,14 @@ def test_gradient_checkpointing_changes_memory_only(base, sources, tmp_path):
     checkpointed = trained(tmp_path / "run", sources[:1], {"backbone.grad_checkpointing": True})
     for name, value in base.items():
         torch.testing.assert_close(checkpointed[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_compiling_changes_rounding_only(base, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch's compiler does not trace the checks
+    compiled = trained(tmp_path / "run", sources[:1], {"compile": True})
+    assert not same(base, compiled)
+    for name, value in base.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_a_second_source_is_trained_on(base, sources, tmp_path):

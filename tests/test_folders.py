@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelled_files import ids, make_camvid, make_town, picture, refused, write
+from labelled_files import (
+    ids,
+    make_camvid,
+    make_gtav,
+    make_town,
+    palette_image,
+    picture,
+    refused,
+    stored_ids,
+    write,
+)
 from recyclelora.data.benchmarks import open_domain
 from recyclelora.data.labels import CITYSCAPES
 
@@ -105,6 +115,17 @@ def test_unknown_label_id_is_named_with_its_place(camvid):
 def test_unequal_sizes_are_named(town):
     path = write(town / "labels/b.png", ids(12, 16))
     refused(lambda: open_domain(f"folder={town}", "val").read(0), path, "16 x 12", "b.png has 32 x 24")
+
+
+def test_labels_are_stretched_by_small_shares_only(tmp_path):
+    root = make_gtav(tmp_path, size=(40, 40))
+    labels = root / "labels/00001.png"
+    for width, height in ((42, 40), (38, 42)):
+        palette_image(stored_ids("gtav", 0, (width, height))).save(labels)
+        assert open_domain(f"gtav={root}", "train").read(0)[1].shape == (40, 40)
+    for width, height in ((43, 40), (40, 37), (20, 20)):
+        palette_image(stored_ids("gtav", 0, (width, height))).save(labels)
+        refused(lambda: open_domain(f"gtav={root}", "train").read(0), labels, f"{width} x {height}", "has 40 x 40")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

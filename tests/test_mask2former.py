@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import make_reference
 from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
 from recyclelora.heads import mask2former
@@ -45,6 +46,19 @@ def test_predictions_equal_the_published_heads(monkeypatch):
         for i, (classes, masks) in enumerate(ours.predictions([stored[f"input.{i}"] for i in range(4)])):
             torch.testing.assert_close(classes, stored[f"output.class.{i}"], atol=1e-5, rtol=0)
             torch.testing.assert_close(masks, stored[f"output.mask.{i}"], atol=1e-5, rtol=0)
+
+
+def test_predictions_scores_and_loss_equal_the_projects_own_reference():
+    stored = load_file(make_reference.FILE)
+    ours = make_reference.make_head()
+    ours.load_state_dict({n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")})
+    inputs = [stored[f"input.{i}"] for i in range(4)]
+    with torch.no_grad():
+        for i, (classes, masks) in enumerate(ours.predictions(inputs)):
+            torch.testing.assert_close(classes, stored[f"output.class.{i}"], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(masks, stored[f"output.mask.{i}"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(inputs, (64, 80)), stored["scores"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.loss(inputs, stored["labels"], [3, 4]), stored["loss"], atol=1e-3, rtol=1e-5)
 
 
 @needs_reference
@@ -113,6 +127,48 @@ def test_the_number_of_masks_is_a_mean_over_processes(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(6))  # the other process's masks
     number = head().criterion.get_num_masks([torch.arange(3), torch.arange(1)], torch.device("cpu"))
     assert number.item() == (4 + 6) / 2
+
+
+def test_points_follow_from_the_keys_alone():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = ours.loss(maps(), labels, [7, 8])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(ours.loss(maps(), labels, [7, 8]), first)
+    assert not torch.equal(ours.loss(maps(), labels, [7, 9]), first)
+    swapped = ours.loss([m.flip(0) for m in maps()], labels.flip(0), [8, 7])
+    torch.testing.assert_close(swapped, first, atol=1e-3, rtol=1e-5)
+    torch.manual_seed(0)
+    drawn = [ours.loss(maps(), labels).item() for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_autocast_changes_the_loss_by_rounding_only():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    exact = ours.loss(maps(), labels, [7, 8])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = ours.loss(maps(), labels, [7, 8])
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs() < 0.02 * exact
+    assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks at every input's
+def test_compiled_decoders_give_the_same_loss():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    exact = ours.loss(maps(), labels, [7, 8])
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    ours.compile(backend=backend)
+    torch.testing.assert_close(ours.loss(maps(), labels, [7, 8]), exact, atol=1e-3, rtol=1e-5)
+    assert calls
 
 
 def test_a_checkpoint_without_a_head_is_refused():

@@ -1,5 +1,7 @@
 """IoU against sets of pixels, and what a confusion matrix over a whole data set must keep."""
 
+import importlib.util
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -85,6 +87,34 @@ def test_an_absent_class_is_left_out_of_the_mean_and_one_only_predicted_counts_a
     claimed = counted(3, [([0, 0, 1, 1], [0, 0, 1, 2])])
     assert claimed.iou().tolist() == [1, 0.5, 0]
     assert claimed.miou() == 0.5
+
+
+@pytest.fixture(scope="module")
+def parity(request):
+    pytest.importorskip("cityscapesscripts")
+    file = request.config.rootpath / "benchmarks" / "parity.py"
+    spec = importlib.util.spec_from_file_location("parity", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_the_official_cityscapes_evaluator(parity, tmp_path, seed):
+    pairs = parity.random_pairs(seed)
+    assert any((prediction == IGNORE).any() for _, prediction in pairs)
+    (ours, our_mean), (theirs, their_mean) = parity.our_scores(pairs), parity.official_scores(pairs, tmp_path)
+    assert len(ours) == 19
+    assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)
+    assert our_mean == pytest.approx(their_mean, abs=1e-9)
+
+
+def test_what_is_compared_lacks_classes_and_holds_ignored_pixels(parity):
+    cases = [parity.random_pairs(seed) for seed in range(5)]
+    absent = [np.isnan(list(parity.our_scores(pairs)[0].values())).sum() for pairs in cases]
+    assert 0 in absent
+    assert max(absent) >= 3
+    assert all(np.isin([0, 4, 9, 29], np.unique([truth for truth, _ in pairs])).any() for pairs in cases)
 
 
 def test_without_a_labelled_pixel_there_is_no_score():

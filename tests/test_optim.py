@@ -8,6 +8,7 @@ from peft import get_peft_model
 from torch import nn
 
 from recyclelora import RecycleLoraConfig, param_groups
+from recyclelora.heads import Mask2FormerHead
 from recyclelora.training.optim import cosine, polynomial
 from vits import tiny_vit
 
@@ -36,6 +37,19 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate():
     assert {names[id(p)] for p in groups["undecayed"]["params"]} == {
         "norm.weight", "norm.bias", "query_embed.weight",
     }  # fmt: skip
+
+
+def test_of_the_published_head_norms_positions_and_levels_are_not_decayed():
+    with torch.device("meta"):
+        head = Mask2FormerHead([48] * 4, 5)
+    undecayed = next(g for g in param_groups(head, 1e-4, 0.05) if g["name"] == "undecayed")
+    chosen = {id(p) for p in undecayed["params"]}
+    names = {n for n, p in head.named_parameters() if id(p) in chosen}
+    norms = ("norm", "input_projections", "adapter_1.1", "layer_1.1")
+    assert {n for n in names if not any(part in n for part in norms)} == {
+        "transformer_module.queries_embedder.weight", "transformer_module.level_embed.weight",
+    }  # fmt: skip
+    assert not any(n.endswith(".0.weight") for n in names)  # convolutions beside their norms
 
 
 def test_the_published_ratio_is_the_default_and_empty_groups_are_left_out():

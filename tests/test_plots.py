@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from recyclelora.plots import PALETTE, loss_curves, miou_bars
+from recyclelora.plots import PALETTE, class_distribution, loss_curves, miou_bars
 
 SCORES = {
     "frozen": {"clear": 0.5, "fog": 0.25, "night": 0.125},
@@ -14,6 +14,7 @@ SCORES = {
 }
 RNG = np.random.default_rng(0)
 CURVES = {name: (list(range(1, 61)), RNG.uniform(0.5, 3, 60).tolist()) for name in ("frozen", "recyclelora")}
+SHARES = {"train": {"road": 0.4, "sky": 0.04, "train": 0.0}, "val": {"road": 0.04, "sky": 0.0004, "train": 0.004}}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -36,8 +37,8 @@ def bars(svg):
     return [(colour, height) for _, colour, height in sorted(drawn)]
 
 
-@pytest.mark.parametrize(("draw", "data"), [(miou_bars, SCORES), (loss_curves, CURVES)])
-def test_a_plot_is_one_svg_element_that_names_its_models_and_repeats_itself(draw, data):
+@pytest.mark.parametrize(("draw", "data"), [(miou_bars, SCORES), (loss_curves, CURVES), (class_distribution, SHARES)])
+def test_a_plot_is_one_svg_element_that_names_what_it_compares_and_repeats_itself(draw, data):
     svg = draw(data)
     assert svg.startswith("<svg")  # without a prologue, which a page could not hold
     assert ET.fromstring(svg).tag == f"{SVG}svg"
@@ -88,3 +89,21 @@ def test_names_with_dollars_or_underscores_are_text():
 
 def test_a_target_without_a_score_is_no_zero():
     assert ">0.0<" not in miou_bars({"a": {"clear": None, "fog": 0.5}})
+
+
+def test_bars_of_classes_are_as_high_as_the_logarithm_of_their_share():
+    svg = class_distribution(SHARES)
+    drawn = bars(svg)
+    assert [colour for colour, _ in drawn] == [PALETTE[1], PALETTE[2], PALETTE[1], PALETTE[2], PALETTE[2]]
+    heights = [height for _, height in drawn]
+    one_decade = heights[0] - heights[2]
+    logarithms = np.log10([0.4, 0.04, 0.04, 0.0004, 0.004])
+    np.testing.assert_allclose(np.subtract(heights, heights[0]) / one_decade, logarithms - logarithms[0], atol=1e-3)
+    assert min(heights) > 0
+    assert [text for text in texts(svg) if text in ("road", "sky")] == ["road", "sky"]
+    assert "labelled pixels (%)" in texts(svg)
+
+
+def test_one_split_needs_no_legend_and_an_empty_one_no_bars():
+    assert "all" not in texts(class_distribution({"all": {"road": 0.5, "sky": 0.5}}))
+    assert bars(class_distribution({"all": {"road": 0.0}})) == []

@@ -83,7 +83,7 @@ def metrics(tmp_path_factory):
 def write(tmp_path, metrics):
     def write(models, examples=None, name="report.html", **options):
         models = [Model(label, scores(**values), {"rank": f"rank of {label}"}, metrics) for label, values in models]
-        return write_report(tmp_path / name, "A title", "A lead.", models, examples or {}, **options)
+        return write_report(tmp_path / name, "A title", "A lead.", "full, flip", models, examples or {}, **options)
 
     return write
 
@@ -105,6 +105,7 @@ def test_the_table_holds_every_score_in_percent_and_a_dash_where_there_is_none(w
     assert page.best == [(1, 1), (2, 2), (2, 3)]
     assert [page.texts[tag] for tag in ("h1", "li")] == [["A title"], ["one note"]]
     assert "A lead." in page.texts["p"]
+    assert "Protocol: full, flip" in page.texts["p"]
 
 
 def test_classes_and_facts_have_their_tables(write):
@@ -125,7 +126,7 @@ def test_the_plots_are_of_the_scores_and_of_the_losses(write):
 
 def test_a_model_without_metrics_has_no_curve(tmp_path, metrics):
     models = [Model("frozen", scores(clear=0.5)), Model("ours", scores(clear=0.5), {}, metrics)]
-    text = write_report(tmp_path / "a.html", "", "", models, {}).read_text()
+    text = write_report(tmp_path / "a.html", "", "", "", models, {}).read_text()
     assert loss_curves({"ours": (list(range(1, 9)), [1 / i for i in range(1, 9)])}) in text
 
 
@@ -145,7 +146,7 @@ def test_a_model_alone_is_not_marked_as_the_best(write):
 def test_names_are_text_and_never_markup(tmp_path, metrics):
     model = Model(ODD, scores(**{ODD: 0.5}), {ODD: ODD}, metrics)
     pictures = {ODD: [example(ODD, predictions=[ODD])]}
-    text = write_report(tmp_path / "a.html", ODD, ODD, [model], pictures, notes=[ODD]).read_text()
+    text = write_report(tmp_path / "a.html", ODD, ODD, ODD, [model], pictures, notes=[ODD]).read_text()
     page = Page(text)
     assert ODD not in text
     assert "script" not in {tag for tag, _ in page.tags}
@@ -270,4 +271,5 @@ def test_facts_tell_how_a_run_was_trained(tmp_path, metrics):
 
 
 def test_a_page_without_metrics(tmp_path):
-    write_report(tmp_path / "a.html", "", "", [Model("a", [TargetScore("clear", 1, "", 0.5, {"road": 0.5}, [])])], {})
+    models = [Model("a", [TargetScore("clear", 1, "", 0.5, {"road": 0.5}, [])])]
+    write_report(tmp_path / "a.html", "", "", "", models, {})

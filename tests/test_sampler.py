@@ -1,5 +1,7 @@
 """Batches depend on the step alone: not on where a training starts, nor on how many processes share it."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from recyclelora.training.sampler import StepBatchSampler
 
 
 def batches(length, batch_size, steps, seed=0, start=0, **processes):
-    return list(StepBatchSampler(length, batch_size, steps, seed, lambda: start, **processes))
+    return list(StepBatchSampler([length], batch_size, steps, seed, lambda: start, **processes))
 
 
 def passes(length, count, seed=0):
@@ -51,7 +53,7 @@ def test_a_later_start_gives_the_tail(length, batch_size, steps, seed, start, wo
 
 def test_the_start_is_asked_for_at_every_iteration():
     start = 0
-    sampler = StepBatchSampler(5, 2, 6, 0, lambda: start)
+    sampler = StepBatchSampler([5], 2, 6, 0, lambda: start)
     whole = list(sampler)
     start = 4
     assert list(sampler) == whole[4:]
@@ -69,3 +71,24 @@ def test_passes_differ_from_each_other_and_from_those_of_other_seeds(seed):
 def test_every_place_of_a_pass_is_equally_likely_for_an_image():
     firsts = [order[0] for order in passes(4, 2000)]
     assert all(400 < firsts.count(image) < 600 for image in range(4))
+
+
+def test_weights_are_the_shares_of_the_sources_and_images_are_drawn_evenly():
+    sampler = StepBatchSampler([2, 6], 10, 400, 3, lambda: 0, weights=[3.0, 1.0])
+    drawn = Counter(index for batch in sampler for _, index in batch)
+    first = drawn[0] + drawn[1]
+    assert 0.72 < first / 4000 < 0.78
+    assert all(abs(drawn[i] / 4000 - 0.375) < 0.03 for i in (0, 1))
+    assert all(abs(drawn[i] / 4000 - 0.25 / 6) < 0.012 for i in range(2, 8))
+
+
+@given(sizes, counts, seeds, st.integers(0, 25), st.integers(1, 3))
+@settings(deadline=None, max_examples=30)
+def test_weighted_batches_depend_on_the_step_alone(batch_size, steps, seed, start, world):
+    def drawn(size, **where):
+        return list(StepBatchSampler([5, 3], size, steps, seed, weights=[1, 2], **where))
+
+    whole = drawn(batch_size * world, start=lambda: 0)
+    ranks = [drawn(batch_size, start=lambda: start, rank=rank, world=world) for rank in range(world)]
+    together = [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)]
+    assert together == whole[start:]

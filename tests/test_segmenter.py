@@ -1,22 +1,20 @@
-"""The segmentation model, and a sliding window that leaves no trace where the model has none."""
+"""The segmentation model, and its prediction by a plan."""
 
 import copy
 import functools
-import itertools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from labelled_files import picture
+from labelled_files import picture, refused
 from recyclelora.backbone import Backbone
 from recyclelora.data.labels import IGNORE
+from recyclelora.evaluation.protocols import Plan
 from recyclelora.heads import LinearHead
-from recyclelora.segmenter import Segmenter, window_starts
+from recyclelora.segmenter import Segmenter
 from references import bilinear
 
 CLASSES = 5
@@ -39,110 +37,11 @@ def make_segmenter():
     return Segmenter(backbone, head).eval()
 
 
-class Fake(Segmenter):
-    """A model with a patch of any size whose logits are whole numbers, so that their sums are exact."""
-
-    def __init__(self, patch):
-        backbone = copy.copy(tiny_backbone())
-        backbone.patch_size = patch
-        super().__init__(backbone, nn.Identity())
-        self.seen = []
-
-    def forward(self, images):
-        self.seen.append(tuple(images.shape[-2:]))
-        return self.logits(images.permute(0, 2, 3, 1).numpy().astype(np.int64))
-
-    def logits(self, images):
-        return F.one_hot(torch.from_numpy(by_colour(images)), CLASSES).permute(0, 3, 1, 2).float()
-
-
-class ByPlace(Fake):
-    """Logits that depend on the colour of a pixel and on where in the window it lies."""
-
-    table = np.random.default_rng(0).integers(0, 10_000, (CLASSES, 64, 64))
-
-    def logits(self, images):
-        return torch.from_numpy(self.of(images[0])[None]).float()
-
-    def of(self, window):
-        h, w = window.shape[:2]
-        return self.table[:, :h, :w] + np.arange(CLASSES)[:, None, None] * (window.sum(-1) % 997)
-
-
-def by_colour(images):
-    """A class from the colour of each pixel alone."""
-    return images.astype(np.int64) @ np.array([1, 3, 7]) % CLASSES
-
-
 def to_batch(image):
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
 
 
-@st.composite
-def windows(draw):
-    """A patch, a window of whole patches, a stride without gaps, and an image smaller or larger than the window."""
-    patch = draw(st.sampled_from([1, 2, 4, 7]))
-    window = patch * draw(st.integers(-(-4 // patch), 5))
-    stride = draw(st.integers(max(1, window // 4), window))
-    return patch, window, stride, picture(*draw(st.tuples(*[st.integers(1, 30)] * 2)), draw(st.integers(0, 99)))
-
-
-# Windows along an axis
-
-
-@given(st.integers(1, 300), st.integers(0, 300), st.data())
-@settings(max_examples=200, deadline=None)
-def test_windows_cover_the_axis_in_steps_of_at_most_the_stride(window, beyond, data):
-    length, stride = window + beyond, data.draw(st.integers(1, window))
-    starts = window_starts(length, window, stride)
-    covered = {pixel for start in starts for pixel in range(start, start + window)}
-    assert covered == set(range(length))
-    assert all(0 < b - a <= stride for a, b in itertools.pairwise(starts))
-    assert starts[-1] == length - window
-    # As mmsegmentation counts them: https://github.com/open-mmlab/mmsegmentation, EncoderDecoder.slide_inference.
-    count = max(length - window + stride - 1, 0) // stride + 1
-    assert starts == [min(i * stride, length - window) for i in range(count)]
-
-
-def test_an_axis_of_one_window_has_one_window():
-    assert [window_starts(64, 64, stride) for stride in (1, 43, 64)] == [[0]] * 3
-
-
 # Prediction
-
-
-@given(windows())
-@settings(max_examples=80, deadline=None)
-def test_a_model_of_single_pixels_predicts_the_same_through_every_window(case):
-    patch, window, stride, image = case
-    given_image, model = image.copy(), Fake(patch)
-    predicted = model.predict(image, window, stride)
-    assert predicted.dtype == np.uint8
-    np.testing.assert_array_equal(predicted, by_colour(image))
-    np.testing.assert_array_equal(image, given_image)
-    fitting = tuple(min(window, side + -side % patch) for side in image.shape[:2])
-    assert set(model.seen) == {fitting}
-
-
-@given(windows())
-@settings(max_examples=60, deadline=None)
-def test_overlapping_logits_are_averaged(case):
-    patch, window, stride, image = case
-    h, w = image.shape[:2]
-    height, width = (min(window, side + -side % patch) for side in (h, w))
-    model = ByPlace(patch)
-    padded = np.pad(image, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="edge").astype(np.int64)
-    total = np.zeros((CLASSES, *padded.shape[:2]), np.int64)
-    tops = sorted({min(top, padded.shape[0] - height) for top in range(0, padded.shape[0], stride)})
-    lefts = sorted({min(left, padded.shape[1] - width) for left in range(0, padded.shape[1], stride)})
-    for top in tops:
-        for left in lefts:
-            place = slice(top, top + height), slice(left, left + width)
-            total[:, *place] += model.of(padded[place])
-    total = total[:, :h, :w]
-    predicted = model.predict(image, window, stride).astype(np.int64)
-    # A tie may go either way.
-    np.testing.assert_array_equal(np.take_along_axis(total, predicted[None], 0)[0], total.max(0))
 
 
 @pytest.mark.parametrize(("height", "width", "fitting"), [(64, 64, (64, 64)), (50, 40, (64, 48)), (5, 64, (16, 64))])
@@ -151,19 +50,37 @@ def test_one_window_is_the_forward_pass_on_the_image_padded_by_its_edge(height, 
     padded = np.pad(image, ((0, fitting[0] - height), (0, fitting[1] - width), (0, 0)), mode="edge")
     with torch.inference_mode():
         expected = model(to_batch(padded))[0, :, :height, :width].argmax(0)
-    predicted = model.predict(image, 64, 43)
+    predicted = model.predict(image, Plan("full", 64, 43))
     np.testing.assert_array_equal(predicted, expected.numpy())
     assert len(np.unique(predicted)) > 1
 
 
-@pytest.mark.parametrize(
-    ("window", "stride", "nearest"),
-    [(50, 20, 48), (60, 20, 64), (5, 5, 16), (0, 1, 16), (-16, 1, 16), (64, 0, 64), (64, 65, 64)],
-)
-def test_a_window_or_stride_that_does_not_fit_is_refused_with_the_nearest(window, stride, nearest):
-    message = rf"window {window} must be a multiple of the patch 16 and stride {stride} .* nearest window: {nearest}$"
-    with pytest.raises(ValueError, match=message):
-        Fake(16).predict(picture(), window, stride)
+def test_prediction_follows_the_plan():
+    model, image = make_segmenter(), picture(80, 112)
+    one = model.predict(image, Plan("full", 64, 43))
+    others = [Plan("a", 32, 21), Plan("b", 64, 64), Plan("c", 64, 43, (64, 64)), Plan("d", 64, 43, flip=True)]
+    for plan in [*others, Plan("e", 64, 43, scales=(0.5, 1.0))]:
+        predicted = model.predict(image, plan)
+        assert predicted.shape == (80, 112)
+        assert (predicted != one).any(), plan
+    np.testing.assert_array_equal(model.predict(image, Plan("f", 64, 43, batch_size=3)), one)
+
+
+def test_a_mirrored_image_gets_mirrored_classes_where_both_are_averaged():
+    model, plan = make_segmenter(), Plan("full, flip", 64, 43, flip=True)
+    image = picture(64, 100)
+    mirrored = model.predict(np.ascontiguousarray(image[:, ::-1]), plan)[:, ::-1]
+    assert (mirrored == model.predict(image, plan)).mean() > 0.999  # ties of rounded sums
+
+
+@pytest.mark.parametrize(("window", "nearest"), [(50, "48 or 64"), (60, "48 or 64"), (5, "16"), (0, "16"), (-16, "16")])
+def test_a_window_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest(window, nearest):
+    plan = Plan("soma-2048", window, 1)
+    refused(
+        lambda: make_segmenter().predict(picture(), plan),
+        f"protocol soma-2048: window {window} is no multiple of the patch 16 of vit_tiny_patch16_224",
+        f"set the window to {nearest} (--window",
+    )
 
 
 # Forward pass and loss

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recyclelora.data import transforms
 from recyclelora.data.labels import IGNORE
-from recyclelora.data.transforms import Augment, distort
+from recyclelora.data.transforms import Augment, distort, rescaled_window
 from recyclelora.errors import UserError
 
 
@@ -37,7 +38,8 @@ def test_any_image_gives_the_crop_with_known_ids_and_the_same_bytes(height, widt
     image, labels = sample(height, width)
     before = image.copy(), labels.copy()
     augment = Augment((crop_height, crop_width))
-    new_image, new_labels = augment(image, labels, rng(seed))
+    new_image, new_labels, size = augment(image, labels, rng(seed))
+    assert size == (crop_height, crop_width)
     assert new_image.shape == (crop_height, crop_width, 3)
     assert new_labels.shape == (crop_height, crop_width)
     assert new_image.dtype == new_labels.dtype == np.uint8
@@ -52,7 +54,7 @@ def test_any_image_gives_the_crop_with_known_ids_and_the_same_bytes(height, widt
 def test_identity_when_the_crop_is_the_image_and_everything_is_off():
     for height, width in ((60, 60), (252, 252), (1, 1)):
         image, labels = sample(height, width)
-        new_image, new_labels = plain(height)(image, labels, rng())
+        new_image, new_labels, _ = plain(height)(image, labels, rng())
         assert (new_image == image).all()
         assert (new_labels == labels).all()
 
@@ -62,7 +64,7 @@ def test_crop_is_an_unchanged_window_of_the_image():
     labels = (np.arange(4000) % 251).astype(np.uint8).reshape(40, 100)
     windows = set()
     for seed in range(20):
-        new_image, new_labels = plain(40)(image, labels, rng(seed))
+        new_image, new_labels, _ = plain(40)(image, labels, rng(seed))
         left = next(x for x in range(61) if (labels[:, x : x + 40] == new_labels).all())
         assert (new_image == image[:, left : left + 40]).all()
         windows.add(left)
@@ -70,7 +72,7 @@ def test_crop_is_an_unchanged_window_of_the_image():
 
 
 def test_crop_may_be_oblong():
-    image, labels = plain((20, 50))(*sample(), rng())
+    image, labels, _ = plain((20, 50))(*sample(), rng())
     assert image.shape == (20, 50, 3)
     assert labels.shape == (20, 50)
 
@@ -98,20 +100,109 @@ def test_longer_edge_is_at_most_four_crop_edges():
 @pytest.mark.parametrize("size", [40, 104, 160])
 def test_image_is_resized_bilinearly_and_labels_to_the_nearest(size):
     image, labels = sample(80, 80)
-    new_image, new_labels = plain(size)(image, labels, rng())
+    new_image, new_labels, _ = plain(size)(image, labels, rng())
     assert (new_image == cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)).all()
     assert (new_labels == cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST)).all()
 
 
+def whole_first(augment, image, labels, rng):
+    """The published order, without distortion: rescale the whole, pad it, draw windows of it, flip."""
+    height, width = augment.draw_size(*labels.shape, rng)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    border = (0, max(0, augment.height - height), 0, max(0, augment.width - width))
+    image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    labels = cv2.copyMakeBorder(labels, *border, cv2.BORDER_CONSTANT, value=IGNORE)
+    for _ in range(10):
+        top = rng.integers(labels.shape[0] - augment.height + 1)
+        left = rng.integers(labels.shape[1] - augment.width + 1)
+        window = np.s_[top : top + augment.height, left : left + augment.width]
+        ids, counts = np.unique(labels[window], return_counts=True)
+        counts = counts[ids != IGNORE]
+        if len(counts) and counts.max() <= augment.cat_max_ratio * counts.sum():
+            break
+    image, labels = image[window], labels[window]
+    return (image[:, ::-1], labels[:, ::-1]) if rng.random() < augment.flip else (image, labels)
+
+
+@given(sizes, sizes, sizes, sizes, st.sampled_from([0.3, 0.75, 1.0]), st.integers(0, 2**32))
+@settings(max_examples=150)
+def test_window_first_gives_what_the_whole_first_gives(height, width, crop_height, crop_width, ratio, seed):
+    image, labels = sample(height, width, seed)
+    augment = plain((crop_height, crop_width), scale=(0.5, 2.0), cat_max_ratio=ratio, flip=0.5)
+    one, other = rng(seed), rng(seed)
+    new_image, new_labels, _ = augment(image, labels, one)
+    expected_image, expected_labels = whole_first(augment, image, labels, other)
+    assert (new_labels == expected_labels).all()
+    assert np.abs(new_image.astype(int) - expected_image).max() <= 1
+    assert one.random() == other.random()  # the draws that follow, of the distortion, are the same
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@given(st.data())
+@settings(max_examples=100)
+def test_window_is_that_of_the_whole_rescaled_image_to_one_grey_level(exact, data):
+    image, _ = sample(data.draw(sizes), data.draw(sizes))
+    height, width = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    window = np.s_[top : data.draw(st.integers(top + 1, height)), left : data.draw(st.integers(left + 1, width))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "WARP_IS_EXACT", exact and transforms.WARP_IS_EXACT)
+        found = rescaled_window(image, (height, width), window)
+    expected = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[window]
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (1 if exact else 0)
+
+
+def test_window_of_a_large_image_is_that_of_the_whole():
+    image = rng().integers(0, 256, (60, 8192, 3), dtype=np.uint8)
+    for width in (2731, 8191, 12000):
+        window = np.s_[5:40, width - 100 : width]
+        expected = cv2.resize(image, (width, 44), interpolation=cv2.INTER_LINEAR)[window]
+        assert np.abs(rescaled_window(image, (44, width), window).astype(int) - expected).max() <= 1
+
+
+def test_image_is_not_shared_with_the_crop():
+    image, labels = sample(60, 60)
+    new_image, _, _ = plain(60)(image, labels, rng())
+    assert not np.shares_memory(new_image, image)
+
+
 def test_smaller_image_is_padded_black_and_ignored_before_the_distortion():
     image, labels = np.full((40, 40, 3), 200, np.uint8), np.zeros((40, 40), np.uint8)
-    new_image, new_labels = plain(40, scale=(0.5, 0.5))(image, labels, rng())
+    new_image, new_labels, _ = plain(40, scale=(0.5, 0.5))(image, labels, rng())
     assert (new_labels[:20, :20] == 0).all()
     assert (new_labels == IGNORE).sum() == 40 * 40 - 20 * 20
     assert (new_image[:20, :20] == 200).all()
     assert not new_image[new_labels == IGNORE].any()
     brightened = [plain(40, scale=(0.5, 0.5), photometric=True)(image, labels, rng(seed))[0][-1] for seed in range(20)]
     assert any(padding.any() for padding in brightened)
+
+
+def test_padding_after_normalisation_comes_last_at_the_bottom_and_right():
+    image, labels = np.full((40, 30, 3), 200, np.uint8), np.zeros((40, 30), np.uint8)
+    image[:, :15] = labels[:, :15] = 7
+    augment = plain(40, scale=(0.8, 0.8), flip=1.0, photometric=True, pad="normalised")
+    distorted = set()
+    for seed in range(20):
+        new_image, new_labels, size = augment(image, labels, rng(seed))
+        assert size == (40, 32)  # the shorter edge is rescaled to 32, of the longer 43 rows 40 are kept
+        assert (new_labels[:, :16] == 0).all()
+        assert (new_labels[:, 16:32] == 7).all()
+        assert (new_labels[:, 32:] == IGNORE).all()
+        assert not new_image[:, 32:].any()  # a change of brightness does not reach the padding
+        distorted.add(int(new_image[0, 0, 0]))
+    assert len(distorted) > 5
+    for seed in range(5):
+        image, labels = sample(30, 50)
+        one = plain(40, scale=(0.5, 2.0), flip=0.5, photometric=True)(image, labels, rng(seed))
+        other = plain(40, scale=(0.5, 2.0), flip=0.5, photometric=True, pad="normalised")(image, labels, rng(seed))
+        assert one[2] == (40, 40)
+        rows, columns = other[2]
+        flipped = (one[1][:, 0] == IGNORE).all() and columns < 40
+        part = np.s_[:rows, 40 - columns :] if flipped else np.s_[:rows, :columns]
+        assert (one[0][part] == other[0][:rows, :columns]).all()
+        assert (one[1][part] == other[1][:rows, :columns]).all()
 
 
 def share_of_the_largest(labels):
@@ -125,7 +216,7 @@ def test_no_class_exceeds_the_ratio_where_ten_draws_can_avoid_it(ratio, seed):
     labels = np.indices((90, 90)).sum(0).astype(np.uint8) % 2  # every crop of even size holds half of either class
     labels[:, ::3] = IGNORE
     augment = plain(30, scale=(3.0, 3.0), cat_max_ratio=ratio)
-    _, cropped = augment(np.zeros((90, 90, 3), np.uint8), labels, rng(seed))
+    _, cropped, _ = augment(np.zeros((90, 90, 3), np.uint8), labels, rng(seed))
     assert share_of_the_largest(cropped) <= ratio
 
 
@@ -150,7 +241,7 @@ def test_crop_without_labelled_pixels_is_drawn_again():
 
 
 def test_wholly_ignored_image_still_gives_a_crop():
-    _, labels = Augment(20)(np.zeros((40, 40, 3), np.uint8), np.full((40, 40), IGNORE, np.uint8), rng())
+    _, labels, _ = Augment(20)(np.zeros((40, 40, 3), np.uint8), np.full((40, 40), IGNORE, np.uint8), rng())
     assert (labels == IGNORE).all()
 
 
@@ -166,8 +257,8 @@ def test_flip_mirrors_image_and_labels_with_its_probability():
 def test_photometric_changes_the_image_but_not_the_labels():
     image, labels = sample(50, 50)
     changed = [plain(50, photometric=True)(image, labels, rng(seed)) for seed in range(20)]
-    assert any((new_image != image).any() for new_image, _ in changed)
-    assert all((new_labels == labels).all() for _, new_labels in changed)
+    assert any((new_image != image).any() for new_image, _, _ in changed)
+    assert all((new_labels == labels).all() for _, new_labels, _ in changed)
 
 
 def test_distortion_stays_within_its_bounds():

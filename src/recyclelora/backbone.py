@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from recyclelora.errors import UserError, did_you_mean
 from recyclelora.weights import load_weights, weights_hash
+
+Resampling = Literal["timm", "published"]
 
 
 class Backbone(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,14 +18,16 @@ from tqdm import tqdm
 
 import recyclelora
 from recyclelora import demo as _demo
-from recyclelora.data.benchmarks import open_domain, parse_spec
+from recyclelora.check_report import print_check, write_check
+from recyclelora.data.check import DataCheck, check_data
 from recyclelora.data.folders import IMAGE_SUFFIXES, read_image
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
-from recyclelora.evaluation.evaluate import TargetScore, check_classes, mean_miou, score_domain
+from recyclelora.evaluation.evaluate import TargetScore, mean_miou
+from recyclelora.evaluation.protocols import PROTOCOLS
 from recyclelora.recipe import read_recipe
-from recyclelora.report import Model, run_facts, take_examples, write_report
-from recyclelora.run import Predictor, Run, load, versions, write_json
+from recyclelora.results import open_targets, score_targets, write_page
+from recyclelora.run import Run, load, open_run
 from recyclelora.training import fit
 
 INTERRUPTED = 130
@@ -37,6 +40,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help=recyclelora.__doc__,
 )
+
+data = typer.Typer(no_args_is_help=True, help="Look after data sets.")
+app.add_typer(data, name="data")
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished training.", metavar="RUN")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
@@ -89,14 +95,27 @@ def evaluate(
     target: Annotated[
         list[str],
         typer.Option(
-            help="Data set as `[LABEL:]NAME[=ROOT]`, such as `streets:fog` or `camvid=data/camvid`; can be repeated."
+            default_factory=list,
+            show_default=False,
+            help="Data set as `[LABEL:]NAME[:DOMAIN][=ROOT]`, such as `streets:fog` or `camvid=data/camvid`; can be "
+            "repeated. The recipe's targets if not given.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Results file (.json); a page with pictures (.html) is written beside it.")],
     split: Annotated[
-        str, typer.Option(help="Which split of the targets: train, val or test; a `folder` has none.")
-    ] = "test",
+        str | None, typer.Option(help="train, val or test; that which each data set is usually scored on if not given.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Take this many images of each target, evenly spaced.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}: sizes of images and window; the recipe's if not given.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Side of the sliding window in place of the protocol's.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Stride of the window in place of the protocol's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows at once; changes time and memory alone.")] = None,
+    flip: Annotated[bool | None, typer.Option(help="Average with the scores of the mirrored image.")] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Average the scores of rescaled images, as in `0.75,1,1.25`.")
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures a target on the page.")] = 3,
     weights: Weights = None,
     overwrite: Overwrite = False,
@@ -108,49 +127,26 @@ def evaluate(
     for file in (out, page):
         if file.exists() and not overwrite:
             raise UserError(f"{file} exists; choose another --out or replace it with --overwrite")
-    domains = [open_domain(spec, split, limit) for spec in target]
-    labels = [domain.label for domain in domains]
-    doubled = {label for label in labels if labels.count(label) > 1}
-    if doubled:
-        raise UserError(f"two targets are called {doubled.pop()!r}; give one a label, as in --target LABEL:NAME=ROOT")
-    model = load(run, weights)
-    for domain in domains:
-        check_classes(model.space, domain)
-    scores = [score_domain(model.predict, model.space, domain) for domain in domains]
-    result = results(model, scores, split)
-    write_json(out, result)
-    trained = {_place(source) for source in model.run.recipe.sources}
-    seen = [domain.label for domain, spec in zip(domains, target, strict=True) if _place(spec) in trained]
-    examples = {domain.label: take_examples({run.name: model.predict}, domain, pictures) for domain in domains}
-    metrics = model.run.metrics if model.run.metrics.is_file() else None
-    one = Model(run.name, scores, run_facts(model.run), metrics)
-    sources = ", ".join(source["label"] for source in model.run.info["sources"])
-    lead = f"{model.run.recipe.method} trained on {sources}, scored on {', '.join(labels)} ({split})."
-    write_report(page, f"Evaluation of {run.name}", lead, [one], examples, seen)
-    print_scores({run.name: scores})
+    texts = target or open_run(run).recipe.targets
+    if not texts:
+        raise UserError(f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog")
+    targets = open_targets(texts, split, limit)
+    model = load(run, weights).with_evaluation(
+        protocol=protocol, window=window, stride=stride, batch_size=batch_size, flip=flip, scales=_numbers(scales)
+    )
+    result = score_targets(model, targets, out, limit)
+    write_page(model, targets, result, page, pictures)
+    name = result["protocol"]["name"]
+    print_scores({model.run.path.name: [TargetScore(**score) for score in result["targets"]]}, name)
     say(f"written: {out} and {page}")
     return result
 
 
-def _place(text: str) -> tuple[str, str | None, Path | None]:
-    """What a specification speaks of, whatever it is called: the same for data that are trained on and scored."""
-    spec = parse_spec(text)
-    return spec.name, spec.domain, None if spec.domain or spec.root is None else spec.root.resolve()
-
-
-def results(model: Predictor, scores: Sequence[TargetScore], split: str) -> dict[str, Any]:
-    """What a results file holds: scores, and all that they depend on."""
-    recipe = model.run.recipe
-    return {
-        "run": model.run.path.name,
-        "method": recipe.method,
-        "protocol": {"split": split, "window": recipe.window, "stride": recipe.stride},
-        "weights_sha256": model.run.info["weights_sha256"],
-        "mean_miou": mean_miou(scores),
-        "targets": [score.to_json() for score in scores],
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": versions(),
-    }
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {text}: expected numbers with commas between, as in 0.75,1,1.25") from None
 
 
 @app.command()
@@ -231,19 +227,53 @@ def demo(
     Called again, it goes on where it stopped and reuses what is there.
     """
     models = _demo.run_demo(out, camvid, steps, images, weights, seed, overwrite, say)
-    print_scores({model.name: model.scores for model in models})
+    print_scores({model.name: model.scores for model in models}, _demo.PROTOCOL)
     say(f"open {out / 'report.html'} for the pictures")
     return out / "report.html"
 
 
+@data.command()
+def check(
+    spec: Annotated[
+        str, typer.Argument(help="Data set, such as `gtav=data/gtav` or `acdc:fog`.", metavar="NAME[:DOMAIN][=ROOT]")
+    ],
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, val or test; can be repeated. All of them if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Page (.html) for the problems, and for a plot of the classes.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read files.", min=0)] = min(8, os.cpu_count() or 1),
+    overwrite: Overwrite = False,
+) -> DataCheck:
+    """Read all files of a data set: are any missing, broken, of a wrong size, or labelled with unknown ids?
+
+    Shows how the classes are spread as well. Exit code 1 stands for problems; in Python see `data.check.check_data`.
+    """
+    if out and out.suffix != ".html":
+        raise UserError(f"--out {out}: expected a file name ending in .html")
+    if out and out.exists() and not overwrite:
+        raise UserError(f"{out} exists; choose another --out or replace it with --overwrite")
+    found = check_data(spec, split, workers)
+    print_check(found)
+    if out:
+        say(f"written: {write_check(out, found)}")
+    if not found.sound:
+        raise typer.Exit(1)
+    return found
+
+
 def say(text: str) -> None:
-    """A line for the user, beside any progress bar."""
+    """A line for the user, beside any progress bar; said once where several processes train together."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_scores(scores: dict[str, Sequence[TargetScore]]) -> None:
+def print_scores(scores: dict[str, Sequence[TargetScore]], protocol: str) -> None:
     """mIoU in percent, a row a model, a column a target."""
-    table = Table(title="mIoU (%)")
+    say(f"mIoU (%), protocol {protocol}")
+    table = Table()
     table.add_column("model")
     for score in next(iter(scores.values())):
         table.add_column(score.label, justify="right")

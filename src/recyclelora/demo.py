@@ -26,6 +26,7 @@ MARK = "demo.json"  # says that a folder is a demo's
 STEPS = 200
 IMAGES = 20
 METHODS = ("frozen", "recyclelora")
+PROTOCOL = "full"
 LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}
 """Chosen on clear validation scenes by `benchmarks/learning_rate.py`, for 200 steps."""
 
@@ -44,7 +45,7 @@ def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = 
             "batch_size": 4,
             "steps": steps,
             "optim": {"lr": LEARNING_RATES[method]},
-            "evaluation": {"window": 518},
+            "evaluation": {"protocol": PROTOCOL, "window": 518},
             "workers": 1,
             "checkpoint_every": 50,
             "seed": seed,
@@ -88,6 +89,7 @@ def run_demo(
         out / "report.html",
         "Trained on clear synthetic streets, tested on domains never seen",
         _lead(steps),
+        PROTOCOL,
         models,
         examples,
         seen=["clear"],

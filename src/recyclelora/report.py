@@ -79,6 +79,7 @@ def write_report(
     path: str | Path,
     title: str,
     lead: str,
+    protocol: str,
     models: Sequence[Model],
     examples: Mapping[str, Sequence[Example]],
     seen: Sequence[str] = (),
@@ -88,6 +89,7 @@ def write_report(
 
     Args:
         lead: what was done, in a few sentences.
+        protocol: the name of the one that all scores came about under.
         models: with scores on the same targets in the same order.
         examples: pictures by target.
         seen: labels of targets from the domain that was trained on; the others count as unseen.
@@ -102,6 +104,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         lead=lead,
+        protocol=protocol,
         notes=notes,
         models=models,
         targets=targets,

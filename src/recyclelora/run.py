@@ -2,6 +2,7 @@
 
 RUN/recipe.yaml                     all settings, resolved
     run.json                        classes, the base weights' hash, data, versions, parameter counts
+    manifests/                      the images of each source, a text file a source
     metrics.jsonl                   one line a step: loss, learning rate, seconds
     checkpoints/last.safetensors    to go on from: adapter, its buffers, head, optimiser
     adapter/                        the trained adapter, as PEFT writes and reads it
@@ -28,10 +29,12 @@ from safetensors.torch import load_file, save_file
 from recyclelora.backbone import Backbone, pyramid_indices
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
+from recyclelora.evaluation.protocols import Plan, make_plan
 from recyclelora.heads import HEADS
 from recyclelora.methods import attach, merge_saved, save_adapter
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.segmenter import Segmenter
+from recyclelora.weights import weights_hash
 
 PACKAGES = (
     "recyclelora",
@@ -58,6 +61,11 @@ class Run:
     def checkpoint(self) -> Path:
         """What `--resume` goes on from."""
         return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def manifests(self) -> Path:
+        """The names of the images that were trained on, a file a source."""
+        return self.path / "manifests"
 
     @property
     def metrics(self) -> Path:
@@ -115,12 +123,12 @@ def open_run(path: str | Path) -> Run:
 
 def remove_run(path: Path) -> None:
     """Remove the files that a training writes into a folder, and nothing else that lies there."""
-    adapter, checkpoints = path / "adapter", path / "checkpoints"
+    adapter, checkpoints, manifests = path / "adapter", path / "checkpoints", path / "manifests"
     files = [path / name for name in ("recipe.yaml", "run.json", "metrics.jsonl", "head.safetensors")]
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors", checkpoints / "last.safetensors"]
-    for file in files:
+    for file in (*files, *manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)
-    for folder in (adapter, checkpoints):
+    for folder in (adapter, checkpoints, manifests):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -146,6 +154,9 @@ def build(recipe: Recipe, classes: int, draw: bool = True) -> Segmenter:
     attach(segmenter.backbone, recipe, draw)
     if recipe.backbone.grad_checkpointing:
         segmenter.backbone.set_grad_checkpointing()
+    if recipe.compile:
+        segmenter.backbone.compile()
+        segmenter.head.compile()
     return segmenter
 
 
@@ -166,22 +177,55 @@ def _bare(recipe: Recipe, classes: int) -> Segmenter:
 
 
 class Predictor:
-    """A trained model for use: adapters merged into the weights, no gradient, sliding window as in its recipe."""
+    """A trained model for use: adapters merged into the weights, no gradient, evaluated as its recipe says."""
 
     def __init__(self, segmenter: Segmenter, run: Run) -> None:
         self.segmenter = segmenter.eval().requires_grad_(False)
         self.run = run
         self.space = run.space
+        self.evaluation = run.recipe.evaluation
 
-    def predict(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of an RGB image of any size, at its own size.
+    def with_evaluation(self, **changes: Any) -> Predictor:
+        """The same model under other settings of evaluation; those that are None stay as they are.
+
+        Raises:
+            UserError: an unknown setting, or a value of a wrong kind.
+        """
+        made = {name: value for name, value in changes.items() if value is not None}
+        values = {**self.run.recipe.model_dump(), "evaluation": {**self.evaluation.model_dump(), **made}}
+        other = Predictor(self.segmenter, self.run)
+        other.evaluation = make_recipe(values, "evaluation").evaluation
+        return other
+
+    def plan(self, dataset: str = "") -> Plan:
+        """How the images of a data set, a row of `BENCHMARKS`, are scored.
+
+        Raises:
+            UserError: a window that is no multiple of the patch, or a stride that leaves gaps.
+        """
+        settings = self.evaluation.model_dump()
+        plan = make_plan(settings.pop("protocol"), dataset, self.run.recipe.crop, **settings)
+        self.segmenter.check(plan)
+        return plan
+
+    def predict(self, image: UInt8[np.ndarray, "h w 3"], dataset: str = "") -> UInt8[np.ndarray, "h w"]:
+        """Train ids of an RGB image of any size, at its own size; `dataset` as in `plan`.
 
         Raises:
             ValueError: the image is not uint8 of shape (height, width, 3).
+            UserError: as `plan`.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
-        return self.segmenter.predict(image, self.run.recipe.window, self.run.recipe.stride)
+        return self.segmenter.predict(image, self.plan(dataset))
+
+    def trained_sha256(self) -> str:
+        """SHA-256 of what was trained, head and adapter, whatever files they lie in."""
+        files = {"head": self.run.path / "head.safetensors"}
+        files["adapter"] = self.run.path / "adapter" / "adapter_model.safetensors"
+        states = {part: load_file(file) for part, file in files.items() if file.is_file()}
+        named = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+        return weights_hash(named)
 
 
 def load(run: str | Path, weights: str | None = None, device: str | torch.device | None = None) -> Predictor:

@@ -58,7 +58,9 @@ def test_train_evaluate_predict_load(command, recipe, town, tmp_path):
     result = json.loads(result_file.read_text())
     assert [t["label"] for t in result["targets"]] == ["town", "night"]
     assert result["mean_miou"] == pytest.approx(np.mean([t["miou"] for t in result["targets"]]))
-    assert result["protocol"] == {"split": "test", "window": 32, "stride": 21}
+    assert result["protocol"]["name"] == "full"
+    windows = [(t["window"], t["stride"], t["split"]) for t in result["protocol"]["targets"].values()]
+    assert windows == [(32, 21, "test")] * 2
     assert result["weights_sha256"] == info["weights_sha256"]
     page = result_file.with_suffix(".html").read_text()
     assert "night" in page

@@ -1,8 +1,8 @@
-"""The table of data sets, and the opening of one from its specification `[LABEL:]NAME[=ROOT]`.
+"""The opening of a data set from its specification `[LABEL:]NAME[:DOMAIN][=ROOT]`.
 
-    streets:fog    streets:fog=kept/scenes    camvid=../data/camvid    dusk:camvid=/data/dusk    town:folder=/data/town
+    cityscapes    gtav=/data/gtav    acdc:fog    night:acdc:night=/data/acdc    streets:fog    town:folder=/data/town
 
-A new data set is a row of `BENCHMARKS`; a new way of arranging folders is a `Layout` in its row.
+Where no root is given, a data set of files lies in `$RECYCLELORA_DATA/NAME`, by default `data/NAME`.
 """
 
 from __future__ import annotations
@@ -13,43 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from recyclelora.data import streets
+import numpy as np
+
 from recyclelora.data.domain import Domain, Source
-from recyclelora.data.folders import LabelledFiles, Layout, find_pairs
-from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
+from recyclelora.data.folders import LabelledFiles, Pair, find_pairs
 from recyclelora.data.scenes import StreetScenes
+from recyclelora.data.table import BENCHMARKS, SPLITS, STREET_SEEDS, Benchmark
 from recyclelora.errors import UserError, did_you_mean
 
+__all__ = ["BENCHMARKS", "SPLITS", "STREET_SEEDS", "Benchmark", "Spec", "manifest", "open_domain", "parse_spec"]
+
 Item = TypeVar("Item")
-
-SPLITS = ("train", "val", "test")
-
-STREET_SEEDS = {"train": range(1000), "val": range(1_000_000, 1_000_100), "test": range(2_000_000, 2_000_200)}
-"""The seeds of the rendered scenes of each split: disjoint, and the same in every domain."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One data set: how its labels are read, and either the layouts of its folders or the domains it is rendered in.
-
-    With `own_classes` a `classes.txt` in the root replaces the classes of `labelling`.
-    """
-
-    labelling: Labelling
-    layouts: tuple[Layout, ...] = ()
-    domains: tuple[str, ...] = ()
-    own_classes: bool = False
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "camvid": Benchmark(
-        CAMVID_LABELLING,
-        # The second layout is that of the SegNet tutorial (Kendall et al., 2015), which published the 11 classes.
-        layouts=(Layout("{split}/images", "{split}/labels"), Layout("{split}", "{split}annot")),
-    ),
-    "folder": Benchmark(unchanged(CITYSCAPES), layouts=(Layout("images", "labels"),), own_classes=True),
-    "streets": Benchmark(unchanged(CITYSCAPES), domains=streets.DOMAINS),
-}
 
 
 @dataclass(frozen=True)
@@ -63,9 +37,10 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read `[LABEL:]NAME[=ROOT]`, where NAME is a row of `BENCHMARKS`, for rendered data sets followed by `:DOMAIN`.
+    """Read `[LABEL:]NAME[:DOMAIN][=ROOT]`, where NAME is a row of `BENCHMARKS` and DOMAIN one of its domains.
 
-    The label is NAME as written if none is given, and for `folder` the name of the root.
+    The label is NAME and DOMAIN as written if none is given, and for `folder` the name of the root. Without a domain, a
+    rendered data set is in its first one, and one of files in all of them.
 
     Raises:
         UserError: on an unknown name or domain, an empty label, a missing root, or a root where none is taken.
@@ -78,48 +53,97 @@ def parse_spec(text: str) -> Spec:
     name = parts.pop()
     if name not in BENCHMARKS:
         raise UserError(
-            f"{text}: unknown data set {name!r}, expected [LABEL:]NAME[=ROOT]; {did_you_mean(name, BENCHMARKS)}"
+            f"{text}: unknown data set {name!r}, expected [LABEL:]NAME[:DOMAIN][=ROOT]; "
+            + did_you_mean(name, BENCHMARKS)
         )
     row = BENCHMARKS[name]
     if domain is not None and domain not in row.domains:
         raise UserError(f"{text}: unknown domain {domain!r} of {name}; {did_you_mean(domain, row.domains)}")
-    if row.layouts and not root:
+    if name == "folder" and not root:
         raise UserError(f"{text}: {name} needs the folder of the data; write {left}=FOLDER")
     if equals and not root:
-        raise UserError(f"{text}: no folder after '='; write {left} to render without keeping, or {left}=FOLDER")
+        without = f"for the data in {default_root(name)}" if row.layouts else "to render without keeping"
+        raise UserError(f"{text}: no folder after '='; write {left} {without}, or {left}=FOLDER")
     default = Path(os.path.abspath(Path(root).expanduser())).name if name == "folder" else left
     label = ":".join(parts) if parts else default
     if not label:
         raise UserError(f"{text}: empty label before ':{name}'; write LABEL:{name} or {name} alone")
     if domain is None and label in row.domains:
         raise UserError(f"{text}: {label!r} as a label of {name} looks like a domain; write {name}:{label}")
-    first = row.domains[0] if row.domains else None
-    return Spec(label, name, domain or first, Path(root).expanduser() if root else None)
+    if domain is None and not row.layouts:
+        domain = row.domains[0]
+    place = Path(root).expanduser() if root else default_root(name) if row.layouts else None
+    return Spec(label, name, domain, place)
 
 
-def open_domain(spec: str | Spec, split: str, limit: int | None = None) -> Domain:
-    """The images of a split of a data set, or `limit` of them spaced evenly over it.
+def default_root(name: str) -> Path:
+    """Where a data set lies if no root is given: `NAME` in the folder `$RECYCLELORA_DATA`, or in `data`."""
+    return Path(os.environ.get("RECYCLELORA_DATA") or "data").expanduser() / (BENCHMARKS[name].folder or name)
 
-    `folder` has no splits: the whole folder stands for each of them.
+
+def open_domain(
+    spec: str | Spec, split: str, limit: int | None = None, images: int | None = None, seed: int = 0
+) -> Domain:
+    """The images of a split of a data set, or a part of them.
+
+    `images` of them are drawn at random from `seed`; of these, or of all, `limit` are taken at even spaces. A data set
+    without splits stands as a whole for each of them.
 
     Raises:
-        UserError: on a specification, split, limit, or folder that is wrong; see `parse_spec` and `find_pairs`.
+        UserError: on a specification, split, number, or folder that is wrong; see `parse_spec` and `find_pairs`.
     """
     spec = parse_spec(spec) if isinstance(spec, str) else spec
+    row = BENCHMARKS[spec.name]
     if split not in SPLITS:
         raise UserError(f"{spec.label}: unknown split {split!r}; {did_you_mean(split, SPLITS)}")
-    row = BENCHMARKS[spec.name]
-    if row.domains:
-        seeds = _evenly_spaced(STREET_SEEDS[split], limit)
-        return Domain(spec.label, StreetScenes(spec.domain or row.domains[0], seeds, spec.root), row.labelling)
-    assert spec.root is not None  # parse_spec asks for it
-    if not spec.root.is_dir():
-        raise UserError(f"{spec.root}: no such folder, expected the data of {spec.name}; write {spec.name}=FOLDER")
-    classes = spec.root / "classes.txt"
-    labelling = unchanged(read_classes(classes)) if row.own_classes and classes.exists() else row.labelling
-    pairs = _evenly_spaced(find_pairs(spec.root, row.layouts, split), limit)
-    source: Source = LabelledFiles(spec.root, pairs, labelling.ids)
-    return Domain(spec.label, source, labelling)
+    if row.splits and split not in row.splits:
+        known = " and ".join(f"{name} ({count:,} images)" for name, count in row.splits.items())
+        raise UserError(
+            f"{spec.label}: {spec.name} has no labelled split {split!r}, only {known}; choose another split"
+        )
+    if not row.layouts:
+        seeds = _evenly_spaced(_drawn(STREET_SEEDS[split], images, seed, spec.label), limit)
+        scenes = StreetScenes(spec.domain or row.domains[0], seeds, spec.root)
+        return Domain(spec.label, scenes, row.labelling, spec.name)
+    root = _existing_root(spec)
+    pairs = _evenly_spaced(_drawn(_pairs(row, spec, root, split), images, seed, spec.label), limit)
+    labelling = row.labelling_of(root) if row.labelling_of else row.labelling
+    source: Source = LabelledFiles(root, pairs, labelling.ids, row.read_ids, row.stretch, row.halved)
+    return Domain(spec.label, source, labelling, spec.name)
+
+
+def manifest(domain: Domain) -> list[str]:
+    """The names of the images of a domain, in its order."""
+    return [domain.name(index) for index in range(len(domain))]
+
+
+def _existing_root(spec: Spec) -> Path:
+    assert spec.root is not None  # parse_spec gives one to data sets of files
+    if spec.root.is_dir():
+        return spec.root
+    row, name = BENCHMARKS[spec.name], spec.name
+    folder = f", or set RECYCLELORA_DATA to the folder that holds {row.folder or name}/" * (name != "folder")
+    site = f" (from {row.site})" * bool(row.site)
+    raise UserError(f"{spec.root}: no such folder, expected the data of {name}{site}; write {name}=FOLDER{folder}")
+
+
+def _pairs(row: Benchmark, spec: Spec, root: Path, split: str) -> list[Pair]:
+    if spec.domain or not row.domains:
+        return find_pairs(root, row.layouts, split, spec.domain or "", row.mistakes)
+    return [
+        Pair(f"{domain}/{pair.name}", pair.image, pair.label)
+        for domain in row.domains
+        for pair in find_pairs(root, row.layouts, split, domain, row.mistakes)
+    ]
+
+
+def _drawn(items: Sequence[Item], images: int | None, seed: int, label: str) -> Sequence[Item]:
+    """`images` of the items, drawn from the seed and in their order."""
+    if images is None:
+        return items
+    if not 1 <= images <= len(items):
+        raise UserError(f"{label}: {images} images wanted, but it has {len(items)}; take 1 to {len(items)}")
+    return [items[index] for index in sorted(np.random.default_rng(seed).permutation(len(items))[:images])]
 
 
 def _evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -17,10 +17,12 @@ from recyclelora.errors import UserError
 
 
 class TrainingSample(TypedDict):
-    """An RGB crop and its train ids."""
+    """An RGB crop and its train ids, the (h, w) of its part that is not padding after normalisation, and its number."""
 
     image: UInt8[Tensor, "3 h w"]
     labels: Int64[Tensor, "h w"]
+    size: Int64[Tensor, "2"]
+    number: Int64[Tensor, ""]
 
 
 class TrainingDataset(Dataset[TrainingSample]):
@@ -56,8 +58,13 @@ class TrainingDataset(Dataset[TrainingSample]):
         which = int(np.searchsorted(self.ends, index, side="right"))
         domain = self.domains[which]
         image, labels = domain.read(index - int(self.ends[which]) + len(domain))
-        image, labels = self.augment(image, labels, np.random.default_rng((self.seed, number)))
-        return {"image": _image_tensor(image), "labels": _label_tensor(labels)}
+        image, labels, size = self.augment(image, labels, np.random.default_rng((self.seed, number)))
+        return {
+            "image": _image_tensor(image),
+            "labels": _label_tensor(labels),
+            "size": torch.tensor(size),
+            "number": torch.tensor(number),
+        }
 
 
 def _image_tensor(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:

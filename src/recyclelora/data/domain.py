@@ -28,11 +28,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Domain:
-    """Labelled images from one source. Labels are converted when they are read; files are never rewritten."""
+    """Labelled images from one source. Labels are converted when they are read; files are never rewritten.
+
+    `dataset` is the row of `BENCHMARKS` they come from, by which a protocol of evaluation knows their size.
+    """
 
     label: str
     source: Source
     labelling: Labelling
+    dataset: str = ""
 
     @property
     def train_space(self) -> LabelSpace:

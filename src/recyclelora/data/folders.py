@@ -1,41 +1,25 @@
-"""Labelled images in folders: finding the pairs, reading them strictly, and saying what is wrong with them.
-
-Pillow reads both images and labels: it keeps the indices of palette PNGs, which are the label ids, where OpenCV expands
-them to colours, and it refuses truncated files, of which OpenCV returns a partly grey image.
-"""
+"""Labelled images in folders: finding the pairs, reading them strictly, and saying what is wrong with them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
+from recyclelora.data.decode import read_image as read_image
+from recyclelora.data.decode import read_labels as read_labels
 from recyclelora.data.labels import IGNORE
+from recyclelora.data.layouts import Layout, explain, shared_name
 from recyclelora.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a data set keeps its images and labels below its root; `{split}` stands for the split's name.
-
-    An image and its label have the same path below these two folders but for the suffix.
-    """
-
-    images: str
-    labels: str
-
-    def folders(self, root: Path, split: str) -> tuple[Path, Path]:
-        """The folder of images and the folder of labels."""
-        return root / self.images.format(split=split), root / self.labels.format(split=split)
 
 
 @dataclass(frozen=True)
@@ -47,52 +31,73 @@ class Pair:
     label: Path
 
 
-def find_pairs(root: Path, layouts: Iterable[Layout], split: str) -> list[Pair]:
-    """The pairs of a split, sorted by name, in the first layout that is found below `root`.
+def find_pairs(
+    root: Path, layouts: Iterable[Layout], split: str, domain: str = "", mistakes: Mapping[str, str] | None = None
+) -> list[Pair]:
+    """The pairs of a split and domain, sorted by name, in the first layout that is found below `root`.
 
     Raises:
         UserError: where no layout is found, there are no images, or an image or a label lacks its counterpart.
     """
     layouts = list(layouts)
     for layout in layouts:
-        images, labels = layout.folders(root, split)
-        if images.is_dir() and labels.is_dir():
-            return _match(images, labels)
-    known = " or ".join(
-        " + ".join(f"{folder.relative_to(root)}/" for folder in lay.folders(root, split)) for lay in layouts
-    )
-    found = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    raise UserError(
-        f"{root}: expected {known}, found {', '.join(found[:8]) or 'an empty folder'}{', ...' * (len(found) > 8)}; "
-        "rename the folders or give the folder that holds them"
-    )
+        if layout.is_at(root, split, domain):
+            return _match(layout, *layout.folders(root, split, domain))
+    raise UserError(explain(root, layouts, split, domain, mistakes or {}))
 
 
-def _match(images: Path, labels: Path) -> list[Pair]:
-    image_files, label_files = _by_name(images, IMAGE_SUFFIXES), _by_name(labels, LABEL_SUFFIXES)
-    if not image_files:
-        raise UserError(f"{images}: no images, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+def _match(layout: Layout, images: Path, labels: Path) -> list[Pair]:
+    image_files = _files(images, "images", IMAGE_SUFFIXES, layout.image)
+    label_files = _files(labels, "labels", LABEL_SUFFIXES, layout.label)
     if bare := sorted(image_files.keys() - label_files.keys()):
         raise UserError(
             f"{image_files[bare[0]]}: image without label ({len(bare)} of {len(image_files)} images), "
-            f"expected {labels / bare[0]}.png; add the label or remove the image"
+            f"expected {_counterpart(labels, bare[0], layout.label)}.png; "
+            + (_nested(images, labels) or "add the label or remove the image")
         )
     if bare := sorted(label_files.keys() - image_files.keys()):
         raise UserError(
             f"{label_files[bare[0]]}: label without image ({len(bare)} of {len(label_files)} labels), "
-            f"expected {images / bare[0]} with an image's suffix; add the image or remove the label"
+            f"expected {_counterpart(images, bare[0], layout.image)} with an image's suffix; "
+            + (_nested(images, labels) or "add the image or remove the label")
         )
     return [Pair(name, image_files[name], label_files[name]) for name in sorted(image_files)]
 
 
-def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """The files with these suffixes below a folder, links followed, hidden files left out, by path without suffix."""
+def _files(folder: Path, kind: str, suffixes: frozenset[str], pattern: str) -> dict[str, Path]:
+    if files := _by_name(folder, suffixes, pattern):
+        return files
+    names = "files" if pattern == "*" else f"files named {pattern}"
+    there = next((name for _, _, files in os.walk(folder, followlinks=True) for name in sorted(files)), "no file")
+    raise UserError(
+        f"{folder}: no {kind}, expected {names} ending in {', '.join(sorted(suffixes))}, found {there}; "
+        "put them there, or unpack them anew"
+    )
+
+
+def _counterpart(folder: Path, name: str, pattern: str) -> Path:
+    path = folder / name
+    return path.with_name(pattern.replace("*", path.name))
+
+
+def _nested(images: Path, labels: Path) -> str:
+    """What to do where an archive with a folder was unpacked inside a folder of the same name."""
+    doubled = [folder / folder.name for folder in (images, labels) if (folder / folder.name).is_dir()]
+    return " and ".join(f"move the files of {folder} up into {folder.parent}" for folder in doubled)
+
+
+def _by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
+    """The files with these suffixes below a folder whose names fit a pattern, by their path and what `*` stands for.
+
+    Links are followed, and hidden files left out.
+    """
     files: dict[str, Path] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
         for file in (Path(parent, name) for name in sorted(names)):
-            if file.suffix.lower() not in suffixes or file.name.startswith("."):
+            shared = shared_name(file.stem, pattern)
+            if shared is None or file.suffix.lower() not in suffixes or file.name.startswith("."):
                 continue
-            name = file.relative_to(folder).with_suffix("").as_posix()
+            name = file.relative_to(folder).with_name(shared).as_posix()
             if name in files:
                 raise UserError(
                     f"{file}: has the same name as {files[name].name}, expected one file a name; remove one"
@@ -101,54 +106,20 @@ def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     return files
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as an image ({reason}); replace the damaged file") from error
-    return image
-
-
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The RGB image in a file, turned upright where its EXIF data say so.
-
-    Raises:
-        UserError: on a file that is missing, damaged, truncated, or has 16 or more bits a channel.
-    """
-    image = _open(path)
-    if image.mode.startswith(("I", "F")):
-        raise UserError(
-            f"{path}: image of mode {image.mode!r} (16 or more bits), expected 8 bits; convert it to 8 bits"
-        )
-    ImageOps.exif_transpose(image, in_place=True)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The ids in a label PNG: grey values, palette indices, or 0 and 1 of a PNG with one bit a pixel.
-
-    Raises:
-        UserError: on a file that is missing, damaged, truncated, or has several channels or more than 8 bits.
-    """
-    image = _open(path)
-    if image.mode not in ("L", "P", "1"):
-        bits = " (16 bits)" if image.mode.startswith("I") else f" ({len(image.getbands())} channels)"
-        raise UserError(
-            f"{path}: label of mode {image.mode!r}{bits}, expected one channel of 8-bit ids; "
-            "write the class ids as a grey or palette PNG"
-        )
-    return np.asarray(image).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class LabelledFiles:
-    """Pairs below a root, whose labels hold the given ids and `IGNORE`."""
+    """Pairs below a root, whose labels, read with `read_ids`, hold the given ids and `IGNORE`.
+
+    A label whose sides differ from its image's by a share of up to `stretch` is brought to its image's size (nearest
+    neighbour). `halved` halves the sides of both after reading: images bicubically, labels by nearest neighbour.
+    """
 
     root: Path
     pairs: list[Pair]
     ids: frozenset[int]
+    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]] = read_labels
+    stretch: float = 0.0
+    halved: bool = False
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -159,7 +130,8 @@ class LabelledFiles:
 
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """One RGB image."""
-        return read_image(self.pairs[index].image)
+        image = read_image(self.pairs[index].image)
+        return _halve(image, cv2.INTER_CUBIC) if self.halved else image
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """One RGB image and its label with the ids of the file.
@@ -168,29 +140,51 @@ class LabelledFiles:
             UserError: where one of them is unreadable, their sizes differ, or the label holds an unknown id.
         """
         pair = self.pairs[index]
-        image, labels = self.image(index), read_labels(pair.label)
-        if image.shape[:2] != labels.shape:
+        image, labels = read_image(pair.image), self.read_ids(pair.label)
+        fitted = self._fit(labels, image, pair)
+        self._check_ids(labels, pair.label)
+        if self.halved:
+            return _halve(image, cv2.INTER_CUBIC), _halve(fitted, cv2.INTER_NEAREST)
+        return image, fitted
+
+    def _fit(
+        self, labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], pair: Pair
+    ) -> UInt8[np.ndarray, "H W"]:
+        height, width = image.shape[:2]
+        if labels.shape == (height, width):
+            return labels
+        rows, columns = labels.shape
+        if abs(rows - height) > self.stretch * height or abs(columns - width) > self.stretch * width:
             raise UserError(
                 f"{pair.label}: label of {_size(labels)} pixels, but {pair.image.name} has {_size(image)}; "
                 "give both the same width and height"
             )
+        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
+
+    def _check_ids(self, labels: UInt8[np.ndarray, "h w"], path: Path) -> None:
         known = np.zeros(256, bool)
         known[[*self.ids, IGNORE]] = True
         unknown = ~known[labels]
         if unknown.any():
             row, column = np.argwhere(unknown)[0]
             raise UserError(
-                f"{pair.label}: unknown label id {labels[row, column]} at row {row}, column {column} "
+                f"{path}: unknown label id {labels[row, column]} at row {row}, column {column} "
                 f"({unknown.sum()} unknown pixels), expected {min(self.ids)} to {max(self.ids)} or {IGNORE} (ignored); "
                 "convert the label or correct the list of classes"
             )
-        return image, labels
 
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted paths below the root and sizes in bytes: the same wherever the folder lies."""
+        """SHA-256 of the sorted paths below the root, sizes in bytes and halving: the same wherever the folder lies."""
         files = [file for pair in self.pairs for file in (pair.image, pair.label)]
         lines = sorted(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n" for file in files)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join([*lines, "halved" * self.halved]).encode()).hexdigest()
+
+
+def _halve(
+    array: UInt8[np.ndarray, "h w *channels"], interpolation: int
+) -> UInt8[np.ndarray, "half_h half_w *channels"]:
+    size = max(1, array.shape[1] // 2), max(1, array.shape[0] // 2)
+    return cv2.resize(array, size, interpolation=interpolation).astype(np.uint8, copy=False)
 
 
 def _size(array: np.ndarray) -> str:

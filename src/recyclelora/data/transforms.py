@@ -7,28 +7,35 @@ al., ECCV 2016, section 2.2). Images are uint8 RGB and leave as such: the segmen
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int32, UInt8
 
 from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
+
+Padding = Literal["image", "normalised"]
 
 CROP_ATTEMPTS = 10
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = 18  # steps of two degrees, OpenCV's unit
+WARP_IS_EXACT = int(cv2.__version__.split(".")[0]) >= 5
+"""OpenCV 4 rounds the positions that a warp reads to 1/32 pixel, which changes colours by up to 7 grey levels."""
 
 
 class Augment:
     """Random crops of randomly rescaled images.
 
     The image's shorter edge becomes a multiple of a tenth of the crop's shorter edge, drawn between the bounds `scale`,
-    and its longer edge at most four crop edges, with the aspect kept. What is then smaller than the crop is padded at
-    the bottom and right (image 0, label 255). Up to 10 crops are drawn until no class covers more than `cat_max_ratio`
-    of the labelled pixels. The crop is flipped left to right with probability `flip` and, if `photometric`, distorted.
+    and its longer edge at most four crop edges, with the aspect kept. Up to 10 crops are drawn until no class covers
+    more than `cat_max_ratio` of the labelled pixels. The crop is flipped left to right with probability `flip` and, if
+    `photometric`, distorted. What is smaller than the crop is padded at the bottom and right, its labels with 255: with
+    `pad="image"` before the flip and the distortion, as part of the image, with 0; with `pad="normalised"` last, to
+    become 0 when the image is normalised, for which the size of the rest is returned.
 
     Raises:
         UserError: where a bound or a probability is out of range.
@@ -41,6 +48,7 @@ class Augment:
         cat_max_ratio: float = 0.75,
         flip: float = 0.5,
         photometric: bool = True,
+        pad: Padding = "image",
     ) -> None:
         self.height, self.width = (crop, crop) if isinstance(crop, int) else crop
         if min(self.height, self.width) < 1:
@@ -51,22 +59,24 @@ class Augment:
             raise UserError(f"scale is {scale}, expected two multiples of 0.1 in rising order, like (0.5, 2.0)")
         if not 0 < cat_max_ratio <= 1 or not 0 <= flip <= 1:
             raise UserError(f"cat_max_ratio is {cat_max_ratio} and flip {flip}, expected shares between 0 and 1")
-        self.cat_max_ratio, self.flip, self.photometric = cat_max_ratio, flip, photometric
+        self.cat_max_ratio, self.flip, self.photometric, self.pad = cat_max_ratio, flip, photometric, pad
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"]]:
-        """One augmented crop; the same state of `rng` gives the same bytes."""
-        height, width = self.draw_size(image.shape[0], image.shape[1], rng)
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-        image, labels = self._pad(image, 0), self._pad(labels, IGNORE)
-        window = self.draw_window(labels, rng)
-        image, labels = image[window], labels[window]
+    ) -> tuple[UInt8[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"], tuple[int, int]]:
+        """One augmented crop, and the height and width of its part without `"normalised"` padding.
+
+        The same state of `rng` gives the same bytes.
+        """
+        size = self.draw_size(image.shape[0], image.shape[1], rng)
+        window, labels = self.draw_window(labels, size, rng)
+        image = rescaled_window(image, size, window)
+        if self.pad == "image":
+            image, labels = self._pad(image, 0), self._pad(labels, IGNORE)
         if rng.random() < self.flip:
-            image, labels = image[:, ::-1], labels[:, ::-1]
+            image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)
         image = distort(image, rng) if self.photometric else image
-        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+        return self._pad(image, 0), self._pad(labels, IGNORE), (labels.shape[0], labels.shape[1])
 
     def draw_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """The height and width an image is rescaled to."""
@@ -75,21 +85,58 @@ class Augment:
         factor = min(shortest / min(height, width), 4 * edge / max(height, width))
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
-    def draw_window(self, labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator) -> tuple[slice, slice]:
-        """The rows and columns of a crop, of the last one drawn if all are covered too much by one class."""
+    def draw_window(
+        self, labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[tuple[slice, slice], UInt8[np.ndarray, "window_h window_w"]]:
+        """The rows and columns of a crop of the labels rescaled to `size` (h, w), and the labels there.
+
+        It is the last crop drawn if all are covered too much by one class, and the whole along an edge that is shorter
+        than the crop's.
+        """
+        rows, columns = _nearest(labels.shape[0], size[0]), _nearest(labels.shape[1], size[1])
         for _ in range(CROP_ATTEMPTS):
-            top = int(rng.integers(labels.shape[0] - self.height + 1))
-            left = int(rng.integers(labels.shape[1] - self.width + 1))
-            window = slice(top, top + self.height), slice(left, left + self.width)
-            counts = np.bincount(labels[window].ravel(), minlength=256)[:IGNORE]
+            top = int(rng.integers(max(0, size[0] - self.height) + 1))
+            left = int(rng.integers(max(0, size[1] - self.width) + 1))
+            window = slice(top, min(top + self.height, size[0])), slice(left, min(left + self.width, size[1]))
+            crop = labels[rows[window[0]]].take(columns[window[1]], axis=1)
+            counts = cv2.calcHist([crop], [0], None, [256], [0, 256])[:IGNORE].astype(np.int64)
             if 0 < counts.max() <= self.cat_max_ratio * counts.sum():
                 break
-        return window
+        return window, crop
 
     def _pad(self, array: UInt8[np.ndarray, "h w *channels"], value: int) -> UInt8[np.ndarray, "H W *channels"]:
         bottom, right = max(0, self.height - array.shape[0]), max(0, self.width - array.shape[1])
         border = [(0, bottom), (0, right)] + [(0, 0)] * (array.ndim - 2)
         return np.pad(array, border, constant_values=value) if bottom or right else array
+
+
+def rescaled_window(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], window: tuple[slice, slice]
+) -> UInt8[np.ndarray, "window_h window_w 3"]:
+    """A window of the image rescaled bilinearly to `size` (h, w): that of `cv2.resize` to within one grey level."""
+    (height, width), (rows, columns) = size, window
+    shape = rows.stop - rows.start, columns.stop - columns.start
+    if size == image.shape[:2]:
+        return image[window].copy()
+    # A warp costs as much as a resizing to twice the window.
+    if not WARP_IS_EXACT or height * width <= 2 * shape[0] * shape[1]:
+        whole = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return np.ascontiguousarray(whole[window])
+    # Pixels have their centres at halves: the place of x before rescaling by 1 / s is (x + 1/2) s - 1/2.
+    down, across = image.shape[0] / height, image.shape[1] / width
+    matrix = np.array([
+        [across, 0, (columns.start + 0.5) * across - 0.5],
+        [0, down, (rows.start + 0.5) * down - 0.5],
+    ])  # fmt: skip
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(image, matrix, shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(warped, np.uint8)
+
+
+def _nearest(source: int, target: int) -> Int32[np.ndarray, "target"]:
+    """Which of `source` pixels in a line `cv2.resize` takes as the nearest of each of `target` pixels."""
+    line = cv2.resize(np.arange(source, dtype=np.int32)[None], (target, 1), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(line[0], np.int32)
 
 
 def distort(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from recyclelora.data.labels import IGNORE
+from recyclelora.heads.processes import mean_over_processes
 
 
 class LinearHead(nn.Module):
@@ -33,8 +34,13 @@ class LinearHead(nn.Module):
             logits = logits.float()
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
-    def loss(self, features: list[Float[Tensor, "b _ _ _"]], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    def loss(
+        self,
+        features: list[Float[Tensor, "b _ _ _"]],
+        labels: Int64[Tensor, "b h w"],
+        keys: Sequence[int] | None = None,
+    ) -> Float[Tensor, ""]:
         """Cross-entropy, averaged over the labelled pixels (0 where there are none), at the labels' size."""
         logits = self(features, labels.shape[-2:])
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        return total / mean_over_processes((labels != IGNORE).sum().to(total.dtype)).clamp(min=1)

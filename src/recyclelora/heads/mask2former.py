@@ -9,10 +9,11 @@ semantic logits = sum over queries of softmax(classes) without "no object", time
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -25,21 +26,59 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from recyclelora.data.labels import IGNORE
+from recyclelora.heads.processes import mean_over_processes
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """From the stride of the backbone's maps, 16 as published, to strides 4, 8, 16 and 32."""
 
 
 class Loss(Mask2FormerLoss):
-    """The loss of transformers, normalised by the masks of all processes' images, as one process would be."""
+    """The loss of transformers, made the same however a step's images are spread over processes.
+
+    The number of masks and the sum of class weights are means over processes, and each image's sampled points come from
+    a generator of its own.
+    """
 
     def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
         """Mean number of masks over the processes, at least 1; the published normalisation."""
         count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count /= dist.get_world_size()
-        return count.clamp(min=1)
+        return mean_over_processes(count).clamp(min=1)
+
+    def loss_labels(
+        self, class_queries_logits: Tensor, class_labels: list[Tensor], indices: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy as a sum over the queries, divided by the mean sum of class weights over the processes."""
+        losses = super().loss_labels(class_queries_logits, class_labels, indices)
+        matched, queries = sum(len(j) for _, j in indices), class_queries_logits[..., 0].numel()
+        own = losses["loss_cross_entropy"].new_tensor(matched + (queries - matched) * self.eos_coef)
+        return {"loss_cross_entropy": losses["loss_cross_entropy"] * (own / mean_over_processes(own))}
+
+    def forward(
+        self,
+        masks: Float[Tensor, "b queries h w"],
+        classes: Float[Tensor, "b queries classes_and_none"],
+        mask_labels: list[Float[Tensor, "_ H W"]],
+        class_labels: list[Int64[Tensor, " _"]],
+        num_masks: Tensor,
+        seeds: Sequence[int],
+    ) -> dict[str, Tensor]:
+        """The three terms of one prediction; `seeds` give each image's points."""
+        indices, parts = [], []
+        for i, seed in enumerate(seeds):
+            with _seeded(seed, masks.device):
+                pair = self.matcher(masks[[i]], classes[[i]], mask_labels[i : i + 1], class_labels[i : i + 1])
+                parts.append(self.loss_masks(masks[[i]], mask_labels[i : i + 1], pair, num_masks))
+            indices += pair
+        sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        return sums | self.loss_labels(classes, class_labels, indices)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of `seed` inside, and the generators as they were afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Mask2FormerHead(Mask2FormerPreTrainedModel):
@@ -119,14 +158,33 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel):
         masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
         return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
 
-    def loss(self, features: list[Float[Tensor, "b _ _ _"]], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-        """Classes, masks and dice of the matched queries, summed over all predictions."""
-        *earlier, (classes, masks) = self.predictions(features)
+    def loss(
+        self,
+        features: list[Float[Tensor, "b _ _ _"]],
+        labels: Int64[Tensor, "b h w"],
+        keys: Sequence[int] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Classes, masks and dice of the matched queries, summed over all predictions, in float32 or more.
+
+        Args:
+            keys: a number an image, which its sampled points follow from; drawn from torch's generator if not given.
+        """
+        if keys is None:
+            keys = torch.randint(2**31, (len(labels),)).tolist()
         present = [ids[ids != IGNORE] for ids in (image.unique() for image in labels)]
-        targets = [(image == ids[:, None, None]).float() for image, ids in zip(labels, present, strict=True)]
-        auxiliary = [{"class_queries_logits": c, "masks_queries_logits": m} for c, m in earlier]
-        losses = self.criterion(masks, classes, targets, present, auxiliary)
-        total = masks.new_zeros(())
-        for name, value in losses.items():
-            total = total + value * next(weight for term, weight in self.weights.items() if name.startswith(term))
+        predictions = self.predictions(features)
+        with torch.autocast(labels.device.type, enabled=False):
+            masks = [image == ids[:, None, None] for image, ids in zip(labels, present, strict=True)]
+            targets = [mask.to(torch.promote_types(predictions[0][1].dtype, torch.float32)) for mask in masks]
+            count = self.criterion.get_num_masks(present, labels.device).to(targets[0].dtype)
+            total: Tensor = targets[0].new_zeros(())
+            for layer, (classes, logits) in enumerate(predictions):
+                seeds = [(key * len(predictions) + layer) % 2**32 for key in keys]  # the CPU's generator takes 32 bits
+                terms = self.criterion(logits.to(total), classes.to(total), targets, present, count, seeds)
+                total = total + sum(self.weights[name] * value for name, value in terms.items())
         return total
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the two decoders; the loss stays eager, as its matching leaves the device."""
+        self.pixel_decoder.compile(*args, **kwargs)
+        self.transformer_module.compile(*args, **kwargs)

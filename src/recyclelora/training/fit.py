@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 import time
 import warnings
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any
 import cv2
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from recyclelora.data.benchmarks import open_domain, parse_spec
+from recyclelora.data.benchmarks import manifest, open_domain, parse_spec
 from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.transforms import Augment
 from recyclelora.errors import UserError
@@ -41,14 +44,13 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
             weights; anything wrong with the data or the model.
     """
     out = Path(out)
-    previous = _previous(recipe, out, resume, overwrite)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("started by torchrun: start the training once, with `devices` set to the number of processes")
+    leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning starts the others once the run is written
+    previous = _previous(recipe, out, resume, overwrite) if leads else open_run(out)
     if previous is not None and previous.finished:
         return previous
-    dataset = TrainingDataset(
-        [open_domain(source, "train", recipe.limit) for source in recipe.sources],
-        Augment(recipe.crop, **recipe.augment.model_dump()),
-        recipe.seed,
-    )
+    dataset = _dataset(recipe)
     space = dataset.domains[0].train_space
     checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
     segmenter = build(recipe, len(space), draw=checkpoint is None)
@@ -57,13 +59,29 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
         check_base(segmenter.backbone, previous, recipe.backbone.weights)
         _check_data(previous, facts)
     run = previous or Run(out, recipe, facts)
-    if overwrite:
-        remove_run(out)
-    run.write()
+    if leads:
+        if overwrite:
+            remove_run(out)
+        run.write()
+        _write_manifests(run, dataset)
     module = SegmentationModule(segmenter, recipe.optim, recipe.steps, recipe.seed)
     _fit(run, module, dataset, checkpoint)
-    run.save_result(segmenter)
+    if leads:
+        run.save_result(segmenter)
     return run
+
+
+def _dataset(recipe: Recipe) -> TrainingDataset:
+    domains = [open_domain(source.data, "train", recipe.limit, source.images, recipe.seed) for source in recipe.sources]
+    return TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
+
+
+def _write_manifests(run: Run, dataset: TrainingDataset) -> None:
+    """The names of the images of each source, a line an image."""
+    run.manifests.mkdir(exist_ok=True)
+    for number, domain in enumerate(dataset.domains, 1):
+        name = re.sub(r"[^\w.-]", "_", domain.label)
+        (run.manifests / f"{number}_{name}.txt").write_text("\n".join(manifest(domain)) + "\n", encoding="utf-8")
 
 
 def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run | None:
@@ -93,11 +111,13 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """What the result of a training depends on: base weights by their hash, which is compared apart."""
-    settings = recipe.model_dump(exclude={"workers": True, "checkpoint_every": True, "backbone": {"weights"}})
-    specs = [parse_spec(source) for source in recipe.sources]
+    """What the result of a training depends on, without base weights and files: those are compared by their hashes."""
+    free = ("workers", "checkpoint_every", "devices", "targets", "evaluation")
+    settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
+    specs = [parse_spec(source.data) for source in recipe.sources]
     settings["sources"] = [
-        (spec.label, spec.name, spec.domain, None if spec.domain else str(spec.root)) for spec in specs
+        (spec.label, spec.name, spec.domain, source.images, source.weight)
+        for spec, source in zip(specs, recipe.sources, strict=True)
     ]
     return settings
 
@@ -144,11 +164,14 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             ".*does not have many workers.*",
             ".*treespec, LeafSpec.*is deprecated",
             "You're resuming from a",
+            ".*`broadcast_buffers` is deprecated",
+            "The .grad attribute of a Tensor",  # torch's compiler looks at every input's
         ):
             warnings.filterwarnings("ignore", advice)
         trainer = L.Trainer(
             max_steps=recipe.steps,
-            devices=1,
+            devices=recipe.devices,
+            strategy=DDPStrategy(broadcast_buffers=False) if recipe.devices > 1 else "auto",
             precision=recipe.precision,
             callbacks=[Recorder(run), ProgressBar(run)],
             plugins=[SafetensorsCheckpointIO()],
@@ -161,9 +184,15 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             num_sanity_val_steps=0,
         )
         sampler = StepBatchSampler(
-            len(dataset), recipe.batch_size, recipe.steps, recipe.seed, lambda: trainer.global_step,
-            rank=trainer.global_rank, world=trainer.world_size,
-        )  # fmt: skip
+            [len(domain) for domain in dataset.domains],
+            recipe.batch_size // recipe.devices,
+            recipe.steps,
+            recipe.seed,
+            lambda: trainer.global_step,
+            weights=[source.weight for source in recipe.sources if source.weight] or None,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
         cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's processes
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers)
         try:
@@ -191,7 +220,9 @@ class Recorder(Callback):
             lines = self.run.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
         self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self.run.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self.run.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.started = time.perf_counter()
 
     def on_train_batch_start(
@@ -204,18 +235,22 @@ class Recorder(Callback):
     ) -> None:
         step = trainer.global_step
         seconds = self.before + time.perf_counter() - self.started
-        self.pending.append((step, outputs["loss"].detach(), self.lr, seconds))
+        self.pending.append((step, trainer.callback_metrics["loss"], self.lr, seconds))
         if step % self.run.recipe.checkpoint_every == 0 or step == self.run.recipe.steps:
-            self._write()
+            self._write(trainer.is_global_zero)
             trainer.save_checkpoint(self.run.checkpoint)
 
-    def _write(self) -> None:
-        with self.run.metrics.open("a", encoding="utf-8") as file:
-            for step, loss, lr, seconds in self.pending:
-                if not math.isfinite(loss):
-                    raise UserError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")
-                line = {"step": step, "loss": round(loss.item(), 6), "lr": lr, "seconds": round(seconds, 3)}
-                file.write(json.dumps(line) + "\n")
+    def _write(self, leads: bool) -> None:
+        """Check the losses, which are the same in every process; the first process writes them down."""
+        lines = []
+        for step, loss, lr, seconds in self.pending:
+            if not math.isfinite(loss):
+                raise UserError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")
+            line = {"step": step, "loss": round(loss.item(), 6), "lr": lr, "seconds": round(seconds, 3)}
+            lines.append(json.dumps(line) + "\n")
+        if leads:
+            with self.run.metrics.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
         self.pending.clear()
 
 
@@ -227,8 +262,12 @@ class ProgressBar(Callback):
         self.bar: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        steps = self.run.recipe.steps
-        self.bar = tqdm(desc=f"training {self.run.path.name}", total=steps, initial=trainer.global_step, disable=None)
+        self.bar = tqdm(
+            desc=f"training {self.run.path.name}",
+            total=self.run.recipe.steps,
+            initial=trainer.global_step,
+            disable=None if trainer.is_global_zero else True,
+        )
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         assert self.bar is not None

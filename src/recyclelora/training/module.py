@@ -14,6 +14,8 @@ from recyclelora.segmenter import Segmenter
 from recyclelora.training.optim import cosine, param_groups, polynomial
 from recyclelora.tuner.layer import PREFIX
 
+SEED_STRIDE = 1_000_003  # a prime, so that the samples of two seeds are seldom given the same key
+
 
 class SegmentationModule(L.LightningModule):
     """Trains what of `segmenter` wants a gradient.
@@ -37,8 +39,9 @@ class SegmentationModule(L.LightningModule):
                 group["weight_decay"] = decay
 
     def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
-        loss = self.segmenter.loss(batch["image"], batch["labels"])
-        self.log("loss", loss)
+        keys = [self.seed * SEED_STRIDE + number for number in batch["number"].tolist()]
+        loss = self.segmenter.loss(batch["image"], batch["labels"], batch["size"], keys)
+        self.log("loss", loss, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:

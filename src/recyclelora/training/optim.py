@@ -7,12 +7,16 @@ and the learned queries of a mask head; learning rate polynomial to 0, weight de
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from torch import nn
 
 UNDECAYED_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
-UNDECAYED_NAMES = ("query_embed", "queries_embedder", "level_embed")
+UNDECAYED_NAMES = re.compile(r"(^|\.)(query_embed|queries_embedder|transformer_module\.level_embed)(\.|$)")
+"""The published `query_embed` and `level_embed`, which are transformers' `queries_embedder` and
+`transformer_module.level_embed`. The published rule names neither the queries' contents (`query_feat`) nor the levels
+of the pixel decoder (`level_encoding`), so both are decayed."""
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float, sub_lr_ratio: float = 0.5) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ def _group_of(name: str, is_norm: bool) -> str:
         return "main"
     if ".recycle_A_sub." in name or ".recycle_B_sub." in name:
         return "sub"
-    if is_norm or any(part in UNDECAYED_NAMES for part in name.split(".")):
+    if is_norm or UNDECAYED_NAMES.search(name):
         return "undecayed"
     return "other"
 

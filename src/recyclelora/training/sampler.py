@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 Key = tuple[int, int]
@@ -12,38 +13,49 @@ Key = tuple[int, int]
 class StepBatchSampler:
     """Batches of keys `(number, index)` for the steps from `start()` to `steps`.
 
-    Sample number j of the whole training is image `permutation[j % length]` of pass j // length over the data; every
-    pass has its own permutation, drawn from (seed, pass). A process takes the batches of its rank.
+    Without weights sample number j of the whole training is image `permutation[j % length]` of pass j // length over
+    all sources; every pass has its own permutation, drawn from (seed, pass). With weights, a share a source, both the
+    source and its image are drawn anew from (seed, j). A process takes the batches of its rank.
+
+    Args:
+        lengths: images of each source; an index counts through all of them.
+        batch_size: samples a step and process.
     """
 
     def __init__(
         self,
-        length: int,
+        lengths: Sequence[int],
         batch_size: int,
         steps: int,
         seed: int,
         start: Callable[[], int],
+        weights: Sequence[float] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.lengths, self.batch_size, self.steps, self.seed = list(lengths), batch_size, steps, seed
+        self.shares = None if weights is None else np.divide(weights, sum(weights))
         self.start, self.rank, self.world = start, rank, world
+        self._pass, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[Key]]:
-        drawn, order = -1, torch.empty(0)
+        draw = self._uniform if self.shares is None else self._weighted
         for step in range(self.start(), self.steps):
             first = (step * self.world + self.rank) * self.batch_size
-            batch = []
-            for number in range(first, first + self.batch_size):
-                turn, place = divmod(number, self.length)
-                if turn != drawn:
-                    drawn, order = turn, self._permutation(turn)
-                batch.append((number, int(order[place])))
-            yield batch
+            yield [(number, draw(number)) for number in range(first, first + self.batch_size)]
 
-    def _permutation(self, turn: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-        return torch.randperm(self.length, generator=generator)
+    def _uniform(self, number: int) -> int:
+        length = sum(self.lengths)
+        turn, place = divmod(number, length)
+        if turn != self._pass:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            self._pass, self._order = turn, torch.randperm(length, generator=generator)
+        return int(self._order[place])
+
+    def _weighted(self, number: int) -> int:
+        rng = np.random.default_rng((self.seed, number, 1))  # the augmentation's generator is that of (seed, number)
+        source = int(rng.choice(len(self.lengths), p=self.shares))
+        return sum(self.lengths[:source]) + int(rng.integers(self.lengths[source]))

@@ -1,0 +1,113 @@
+"""Image and label files as arrays: strictly, and with OpenCV where it gives Pillow's pixels sooner.
+
+Pillow decides what a file holds. OpenCV decodes JPEG and PNG of 8 bits a channel in two thirds of the time, but returns
+partly grey images of truncated files, so it is given only files that are whole; what it does not take goes to Pillow,
+whose errors are reported. Labels are left to Pillow: it keeps the indices of palette PNGs, which are the label ids,
+where OpenCV expands them to colours, and is no slower on them.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from recyclelora.errors import UserError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+TEXT = (b"tEXt", b"zTXt", b"iTXt")
+METADATA = (b"Raw profile type", b"XML:com.adobe.xmp")
+"""Keywords of the text chunks of a PNG in which Pillow finds an orientation."""
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The RGB image in a file, turned upright where its EXIF data say so.
+
+    Raises:
+        UserError: on a file that is missing, damaged, truncated, or has 16 or more bits a channel.
+    """
+    pixels = _decode(path)
+    if pixels is not None:
+        return pixels
+    image = _open(path, upright=True)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(
+            f"{path}: image of mode {image.mode!r} (16 or more bits), expected 8 bits; convert it to 8 bits"
+        )
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """The ids in a label PNG: grey values, palette indices, or 0 and 1 of a PNG with one bit a pixel.
+
+    Raises:
+        UserError: on a file that is missing, damaged, truncated, or has several channels or more than 8 bits.
+    """
+    image = _open(path)
+    if image.mode not in ("L", "P", "1"):
+        bits = " (16 bits)" if image.mode.startswith("I") else f" ({len(image.getbands())} channels)"
+        raise UserError(
+            f"{path}: label of mode {image.mode!r}{bits}, expected one channel of 8-bit ids; "
+            "write the class ids as a grey or palette PNG"
+        )
+    return np.asarray(image).astype(np.uint8)
+
+
+def _open(path: Path, upright: bool = False) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as an image ({reason}); replace the damaged file") from error
+    return image
+
+
+def _decode(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The image as OpenCV decodes it; None where Pillow might see another one, or an error."""
+    try:
+        content = path.read_bytes()
+        if not (_plain_png(content) or _plain_jpeg(content)):
+            return None
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except Exception:  # of whatever kind: Pillow finds the reason
+        return None
+    return None if pixels is None else np.asarray(pixels, np.uint8)
+
+
+def _plain_png(content: bytes) -> bool:
+    """Whether this is a PNG of 8 bits a channel, whole and with right checksums, one still image, and upright."""
+    # After the signature: 4 bytes of length, 4 of the kind (IHDR), 4 of width, 4 of height, and the bit depth.
+    if not content.startswith(PNG_SIGNATURE) or content[24] != 8:
+        return False
+    start = len(PNG_SIGNATURE)
+    view = memoryview(content)
+    while start + 12 <= len(content):
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        kind, keyword = content[start + 4 : start + 8], content[start + 8 : start + 40]
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return False
+        if kind in (b"acTL", b"eXIf") or (kind in TEXT and keyword.startswith(METADATA)):
+            return False
+        if kind == b"IEND":
+            return True
+        start = end + 4
+    return False
+
+
+def _plain_jpeg(content: bytes) -> bool:
+    """Whether this is a JPEG in grey or YCbCr that has its end, and is upright."""
+    if not content.startswith(JPEG_START) or not content.endswith(JPEG_END):
+        return False
+    with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        return image.mode in ("RGB", "L") and not turned

