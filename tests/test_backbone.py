@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from recyclelora.backbone import Backbone, pyramid_indices
+from recyclelora.backbone import Backbone, Resampling, pyramid_indices
 from recyclelora.errors import UserError
 from recyclelora.weights import weights_hash
 
@@ -21,6 +23,7 @@ VIT, DINOV2, EVA, BEIT = (
     "eva02_tiny_patch14_336",
     "beit_base_patch16_224",
 )
+LARGE_DINOV2, LARGE_EVA = "vit_large_patch14_dinov2.lvd142m", "eva02_large_patch14_224.mim_m38m"
 
 
 def tiny(
@@ -161,6 +164,146 @@ def test_position_embeddings_of_another_grid_are_resampled(tmp_path: Path) -> No
     assert larger.model.pos_embed.shape == (1, 1 + 8 * 8, 48)
     images = torch.randn(1, 3, 128, 128)
     torch.testing.assert_close(larger(images)[0], tiny(weights=path)(images)[0])  # once here, at every step there
+
+
+# Resampling, and the names of the original files
+
+
+def resizing(old: int, new: int, a: float, antialias: bool) -> np.ndarray:
+    """The matrix (new, old) of bicubic interpolation along a line with Keys' constant `a`, pixel centres at halves.
+
+    With antialiasing the kernel widens as the line shrinks, and is cut at the edges and renormalised; without, pixels
+    beyond the edges repeat the last one.
+    """
+    scale = old / new
+    wide = max(scale, 1.0) if antialias else 1.0
+
+    def keys(x: float) -> float:
+        x = abs(x) / wide
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * scale - 0.5
+        for j in range(math.floor(centre - 2 * wide), math.ceil(centre + 2 * wide) + 1):
+            if not antialias or 0 <= j < old:
+                matrix[i, min(max(j, 0), old - 1)] += keys(j - centre)
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+def both_axes(matrix: np.ndarray, values: torch.Tensor) -> np.ndarray:
+    """Values (..., h, w) with the matrix along h and w."""
+    return np.einsum("ij,...jk,lk->...il", matrix, values.double().numpy(), matrix)
+
+
+@pytest.mark.parametrize("size", [64, 160])  # fewer and more patches than the file's
+@pytest.mark.parametrize("resample", ["timm", "published"])
+def test_patch_kernel_and_positions_follow_the_formula_of_their_name(
+    resample: Resampling, size: int, tmp_path: Path
+) -> None:
+    source = tiny(DINOV2, size=84).model  # patch 14, 6 x 6 patches
+    path = saved(source, tmp_path / "w.safetensors")
+    model = tiny(DINOV2, path, size, {**TINY, "patch_size": 16}, resample=resample).model
+    kernel, positions = source.patch_embed.proj.weight.detach(), source.pos_embed.detach()
+    grid = positions[0, 1:].T.unflatten(1, (6, 6))
+    if resample == "published":
+        expected = both_axes(resizing(14, 16, -0.75, antialias=False), kernel)
+        on_grid = both_axes(resizing(6, size // 16, -0.75, antialias=False), grid)
+    else:
+        one = resizing(14, 16, -0.5, antialias=True)
+        up = np.kron(one, one)  # of flattened patches; the kernel w' for which <w', up x> = <w, x> in the mean
+        inverse = np.linalg.pinv(up.T)
+        flat = np.einsum("ij,ocj->oci", inverse, kernel.double().flatten(2).numpy())
+        expected = flat.reshape(*kernel.shape[:2], 16, 16)
+        on_grid = both_axes(resizing(6, size // 16, -0.5, antialias=True), grid)
+    np.testing.assert_allclose(model.patch_embed.proj.weight.detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(model.pos_embed.detach()[0, 1:].T.flatten(1).numpy(), on_grid.reshape(48, -1), atol=1e-5)
+    assert torch.equal(model.pos_embed[:, 0], positions[:, 0])
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def test_weights_of_the_models_own_sizes_are_not_resampled(tmp_path: Path) -> None:
+    source = tiny(DINOV2, size=56)
+    path = saved(source.model, tmp_path / "w.safetensors")
+    assert tiny(DINOV2, path, 56, resample="published").weights_sha256 == source.weights_sha256
+
+
+def test_positions_in_no_square_grid_are_refused(tmp_path: Path) -> None:
+    state = tiny().model.state_dict()
+    torch.save({**state, "pos_embed": torch.zeros(1, 1 + 4 * 8, 48)}, tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match="33 position embeddings, expected those of a square grid; set resample to timm"
+    ):
+        tiny(weights=str(tmp_path / "w.pth"), size=96, resample="published")
+
+
+def original_dinov2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of the files of facebookresearch/dinov2: those of timm, a mask token, and registers by another name.
+
+    timm adds the position of the class to its token where there are registers.
+    """
+    state = {**state, "mask_token": torch.ones(1, 48)}
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.cat([torch.full((1, 1, 48), 0.5), state["pos_embed"]], dim=1)
+        state["cls_token"] = state["cls_token"] - 0.5
+    return state
+
+
+def original_eva02(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of the files of baaivision/EVA: SwiGLU as w1, w2, w3, norms as ffn_ln, rotations in every block."""
+    renamed = {
+        "fc1_g": "w1", "fc1_x": "w2", "mlp.fc2": "mlp.w3", "mlp.norm": "mlp.ffn_ln", "q_proj.bias": "q_bias",
+        "v_proj.bias": "v_bias",
+    }  # fmt: skip
+    made = {"mask_token": torch.ones(1, 1, 48), "lm_head.weight": torch.ones(9, 48), "lm_head.bias": torch.ones(9)}
+    for name, value in state.items():
+        for new, old in renamed.items():
+            name = name.replace(new, old)
+        made[name.replace("fc_norm.", "norm.")] = value
+    return made | {f"blocks.{i}.attn.rope.freqs_cos": torch.ones(16, 16) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rename", "key"),
+    [
+        (DINOV2, original_dinov2, None),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", original_dinov2, None),
+        ("vit_giant_patch14_dinov2.lvd142m", original_dinov2, None),
+        ("eva02_large_patch14_224.mim_m38m", original_eva02, "module"),
+        ("eva02_base_patch14_224.mim_in22k", original_eva02, "model"),
+    ],
+)
+@pytest.mark.parametrize("resample", ["timm", "published"])
+def test_the_names_of_the_original_files_load_like_timms(
+    name: str, rename: Any, key: str | None, resample: Resampling, tmp_path: Path
+) -> None:
+    source = tiny(name, size=84, norm=False).model
+    for value in source.parameters():  # the biases are 0 at first, and the gammas all the same
+        torch.nn.init.normal_(value)
+    renamed = rename(dict(source.state_dict()))
+    torch.save({key: renamed} if key else renamed, tmp_path / "original.pth")
+    paths = [saved(source, tmp_path / "timm.safetensors"), str(tmp_path / "original.pth")]
+    args = {**TINY, "patch_size": 16}
+    ours, theirs = (tiny(name, path, 64, args, norm=False, resample=resample).model.state_dict() for path in paths)
+    assert ours.keys() == theirs.keys()
+    for parameter, value in ours.items():
+        torch.testing.assert_close(theirs[parameter], value)
+
+
+@pytest.mark.parametrize("name", [LARGE_DINOV2, LARGE_EVA])
+@pytest.mark.parametrize("resample", ["timm", "published"])
+def test_the_published_backbones_at_512_with_patches_of_16(name: str, resample: Resampling, tmp_path: Path) -> None:
+    """Depth and sizes are those of the large models, the width is not."""
+    narrow = {"embed_dim": 32, "num_heads": 2}
+    path = saved(tiny(name, size=None, args=narrow, norm=False).model, tmp_path / "w.safetensors")
+    args = {**narrow, "patch_size": 16, "img_size": 512}
+    backbone = tiny(name, path, None, args, norm=False, indices=pyramid_indices, resample=resample)
+    assert (backbone.depth, backbone.indices, backbone.patch_size) == (24, [7, 11, 15, 23], 16)
+    with torch.inference_mode():
+        assert [each.shape for each in backbone(torch.randn(1, 3, 512, 512))] == [(1, 32, 32, 32)] * 4
 
 
 @pytest.mark.parametrize(

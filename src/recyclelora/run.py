@@ -167,7 +167,14 @@ def _bare(recipe: Recipe, classes: int) -> Segmenter:
     make_head = HEADS[recipe.head]
     norm = make_head.FINAL_NORM if settings.norm is None else settings.norm
     indices = pyramid_indices if make_head.PYRAMID else None
-    backbone = Backbone(settings.model, settings.weights, indices=indices, norm=norm, model_args=settings.model_args)
+    backbone = Backbone(
+        settings.model,
+        settings.weights,
+        indices=indices,
+        norm=norm,
+        model_args=settings.model_args,
+        resample=settings.resample,
+    )
     torch.manual_seed(recipe.seed)
     try:
         head = make_head(backbone.channels, classes, **recipe.head_args)

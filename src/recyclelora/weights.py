@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import timm
@@ -87,15 +88,17 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, bare or under `state_dict` or `model`; weights_only, so a pickle cannot run code."""
+    """The tensors of a checkpoint, bare or under `state_dict`, `model` or `module`; a pickle in it cannot run code."""
     try:
-        state: dict[str, Tensor] = load_state_dict(str(path))
+        state: dict[str, Any] = load_state_dict(str(path))  # with weights_only
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own kinds
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
             f"weights {path}: cannot be read as a checkpoint ({reason}); expected a state dict of tensors: "
             "fetch the file again, or save `model.state_dict()`"
         ) from error
+    if isinstance(inner := state.get("module"), dict):  # EVA's files
+        state = inner
     other = {name: type(value).__name__ for name, value in state.items() if not isinstance(value, Tensor)}
     if other or not state:
         found = "{!r} is of type {}".format(*next(iter(other.items()))) if other else "it is empty"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -67,13 +68,17 @@ class Domain:
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """One RGB image and its train ids."""
         image, labels = self.source.read(index)
-        return image, self.labelling.to_train.astype(np.uint8)[labels]
+        return image, _converted(labels, self.labelling.to_train)
 
     def read_scored(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """One RGB image and its labels in the scored space."""
         image, labels = self.source.read(index)
-        return image, self.labelling.to_score.astype(np.uint8)[labels]
+        return image, _converted(labels, self.labelling.to_score)
 
     def fingerprint(self) -> str:
         """SHA-256 that changes with the data: of file names and sizes, or of the renderer and its seeds."""
         return self.source.fingerprint()
+
+
+def _converted(labels: UInt8[np.ndarray, "h w"], table: Int64[np.ndarray, "ids=256"]) -> UInt8[np.ndarray, "h w"]:
+    return np.asarray(cv2.LUT(labels, table.astype(np.uint8)), np.uint8)

@@ -164,8 +164,9 @@ class LabelledFiles:
     def _check_ids(self, labels: UInt8[np.ndarray, "h w"], path: Path) -> None:
         known = np.zeros(256, bool)
         known[[*self.ids, IGNORE]] = True
-        unknown = ~known[labels]
-        if unknown.any():
+        counts = cv2.calcHist([labels], [0], None, [256], [0, 256])
+        if counts[~known].any():  # the pixels are looked for only where there are any, which is sooner
+            unknown = ~known[labels]
             row, column = np.argwhere(unknown)[0]
             raise UserError(
                 f"{path}: unknown label id {labels[row, column]} at row {row}, column {column} "
