@@ -13,7 +13,7 @@ DATA = (
     "benchmarks", "check", "dataset", "decode", "domain", "faults", "folders", "label_maps", "labels", "layouts",
     "table", "transforms", "streets.scene",
 )  # fmt: skip
-CHECKED = ["rrqr", "backbone", "heads", "segmenter", "sliding", "evaluation", "report", "results"]
+CHECKED = ["rrqr", "backbone", "heads", "segmenter", "sliding", "evaluation", "report", "results", "published"]
 CHECKED += [f"data.{name}" for name in DATA]
 install_import_hook([f"recyclelora.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"segmenter", "methods"},
     {"export", "run", "plots", "published"},
     {"training", "report", "check_report"},
-    {"results"},
+    {"results", "import_checkpoint"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -160,7 +160,7 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("augment: {cat_max_ratio: 1.5}", ["augment.cat_max_ratio: ", "less than or equal to 1", "1.5"]),
         ("batch_size: 0", ["batch_size: ", "greater than 0", "found 0"]),
         ("precision: 16-mixed", ["precision: ", "'32-true', 'bf16-mixed' or '64-true'", "'16-mixed'"]),
-        ("method: lora", ["method: ", "'recyclelora' or 'frozen'", "'lora'"]),
+        ("method: lora", ["method: ", "'recyclelora', 'frozen' or 'imported'", "'lora'"]),
         ("head: liner", ["unknown head 'liner'", "did you mean 'linear'?"]),
         ("adapter: {r_main: 0, r_sub: 0}", ["adapter: r_main and r_sub must not both be 0"]),
         ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr' or 'svd'", "'qr'"]),

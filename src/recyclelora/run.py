@@ -6,6 +6,7 @@ RUN/recipe.yaml                     all settings, resolved
     metrics.jsonl                   one line a step: loss, learning rate, seconds
     checkpoints/last.safetensors    to go on from: adapter, its buffers, head, optimiser
     adapter/                        the trained adapter, as PEFT writes and reads it
+    backbone.safetensors            the whole backbone, merged, in place of an adapter, where the run was imported
     head.safetensors                the trained head; written last, so it is there when the run is finished
 """
 
@@ -25,6 +26,7 @@ import yaml
 from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from recyclelora.backbone import Backbone, pyramid_indices
 from recyclelora.data.labels import LabelSpace
@@ -73,6 +75,24 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def backbone(self) -> Path:
+        """The merged backbone of an imported model."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def method(self) -> str:
+        """What made the model, in a word or two."""
+        imported = self.info.get("imported")
+        return f"{imported['kind']} (imported)" if imported else self.recipe.method
+
+    @property
+    def step(self) -> int | None:
+        """The step that the finished model is of; None where an imported file does not tell."""
+        imported = self.info.get("imported")
+        step: int | None = imported["step"] if imported else self.recipe.steps
+        return step
+
+    @property
     def finished(self) -> bool:
         """Whether the training reached its last step."""
         return (self.path / "head.safetensors").is_file()
@@ -92,7 +112,11 @@ class Run:
     def save_result(self, segmenter: Segmenter) -> None:
         """Write the trained adapter and head."""
         save_adapter(segmenter.backbone, self.path / "adapter")
-        state = {name: value.detach().cpu().contiguous() for name, value in segmenter.head.state_dict().items()}
+        self.save_head(segmenter.head)
+
+    def save_head(self, head: nn.Module) -> None:
+        """Write the head, whose file says that the run is finished."""
+        state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
         unfinished = self.path / "head.safetensors.part"
         save_file(state, unfinished)
         os.replace(unfinished, self.path / "head.safetensors")
@@ -124,7 +148,9 @@ def open_run(path: str | Path) -> Run:
 def remove_run(path: Path) -> None:
     """Remove the files that a training writes into a folder, and nothing else that lies there."""
     adapter, checkpoints, manifests = path / "adapter", path / "checkpoints", path / "manifests"
-    files = [path / name for name in ("recipe.yaml", "run.json", "metrics.jsonl", "head.safetensors")]
+    files = [
+        path / name for name in ("recipe.yaml", "run.json", "metrics.jsonl", "backbone.safetensors", "head.safetensors")
+    ]
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors", checkpoints / "last.safetensors"]
     for file in (*files, *manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)
@@ -250,6 +276,8 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
     if not opened.finished:
         raise UserError(f"{opened.path}: the training is not finished; go on with `recyclelora train --resume`")
     recipe = opened.recipe
+    if recipe.method == "imported":
+        weights = str(opened.backbone)
     if weights is not None:
         recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
     segmenter = _bare(recipe, len(opened.space))

@@ -44,6 +44,8 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
             weights; anything wrong with the data or the model.
     """
     out = Path(out)
+    if recipe.method == "imported":
+        raise UserError("recipe: method 'imported' is that of a published model and cannot be trained; set another")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("started by torchrun: start the training once, with `devices` set to the number of processes")
     leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning starts the others once the run is written
