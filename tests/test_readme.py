@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the pages in docs/ show works as it stands there."""
 
 import re
 import shlex
@@ -12,10 +12,16 @@ from recyclelora.recipe import make_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def lines():
+    text = "".join(block for page in PAGES.values() for block in blocks("bash", page))
+    return [line for line in text.splitlines() if line.startswith("recyclelora")]
 
 
 def test_the_example_for_peft_users_runs_in_ten_lines(tmp_path, monkeypatch):
@@ -32,12 +38,29 @@ def test_the_recipe_is_one():
     assert make_recipe(yaml.safe_load(recipe)).steps == 1000
 
 
-@pytest.mark.parametrize("line", [b for b in "".join(blocks("bash")).splitlines() if b.startswith("recyclelora")])
+def test_the_example_on_data_sets_runs():
+    (code,) = blocks("python", PAGES[ROOT / "docs" / "data.md"])
+    names = {}
+    exec(compile(code, "data.md", "exec"), names)
+    assert names["image"].shape == (256, 512, 3)
+    assert len(names["names"]) == 2
+
+
+@pytest.mark.parametrize("page", ["data.md", "recipes.md"])
+def test_sources_in_the_pages_are_valid(page):
+    for text in blocks("yaml", PAGES[ROOT / "docs" / page]):
+        assert len(make_recipe(yaml.safe_load(text)).sources) == 3
+
+
+@pytest.mark.parametrize("line", lines())
 def test_commands_parse(line):
     import typer.main
 
-    verb, *arguments = shlex.split(line, comments=True)[1:]
+    _, verb, *arguments = shlex.split(line, comments=True)
     command = typer.main.get_command(app).commands[verb]
+    while hasattr(command, "commands"):
+        verb, *arguments = arguments
+        command = command.commands[verb]
     command.make_context(verb, arguments)
 
 
@@ -46,6 +69,10 @@ def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_to_files(link):
-    assert (ROOT / link).is_file()
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\((?!http)([^)]+)\)", text)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_links_lead_to_files(page, link):
+    assert (page.parent / link).is_file()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from recyclelora.data.benchmarks import BENCHMARKS, Spec, parse_spec
 from recyclelora.data.faults import Fault, Rules, below, inspect
-from recyclelora.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, _by_name
+from recyclelora.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files_by_name
 from recyclelora.data.labels import IGNORE, Labelling
 from recyclelora.data.layouts import explain
 from recyclelora.data.table import Benchmark
@@ -161,8 +161,8 @@ def _find(part: Part, row: Benchmark, root: Path) -> None:
         return
     folders = layout.folders(root, part.split, part.domain)
     try:
-        images = _by_name(folders[0], IMAGE_SUFFIXES, layout.image)
-        labels = _by_name(folders[1], LABEL_SUFFIXES, layout.label)
+        images = files_by_name(folders[0], IMAGE_SUFFIXES, layout.image)
+        labels = files_by_name(folders[1], LABEL_SUFFIXES, layout.label)
     except UserError as error:
         part.add(Fault("doubled name", str(error)))
         return

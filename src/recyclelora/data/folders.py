@@ -65,7 +65,7 @@ def _match(layout: Layout, images: Path, labels: Path) -> list[Pair]:
 
 
 def _files(folder: Path, kind: str, suffixes: frozenset[str], pattern: str) -> dict[str, Path]:
-    if files := _by_name(folder, suffixes, pattern):
+    if files := files_by_name(folder, suffixes, pattern):
         return files
     names = "files" if pattern == "*" else f"files named {pattern}"
     there = next((name for _, _, files in os.walk(folder, followlinks=True) for name in sorted(files)), "no file")
@@ -86,7 +86,7 @@ def _nested(images: Path, labels: Path) -> str:
     return " and ".join(f"move the files of {folder} up into {folder.parent}" for folder in doubled)
 
 
-def _by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
+def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
     """The files with these suffixes below a folder whose names fit a pattern, by their path and what `*` stands for.
 
     Links are followed, and hidden files left out.
