@@ -138,16 +138,18 @@ def soma_state(base, seed=0, blocks=(1, 2)):
 
 def save(path, state, prefix="", **more):
     """A file as mmengine writes it, with records of its own class."""
-    names = ["mmengine", "mmengine.logging", "mmengine.logging.history_buffer"]
+    history, config = "mmengine.logging.history_buffer", "mmengine.config.config"
+    names = ["mmengine", "mmengine.logging", history, "mmengine.config", config]
     modules = {name: types.ModuleType(name) for name in names}
-    buffer = type("HistoryBuffer", (), {"__module__": names[-1]})
-    modules[names[-1]].HistoryBuffer = buffer
-    record = buffer()
+    modules[history].HistoryBuffer = type("HistoryBuffer", (), {"__module__": history})
+    modules[config].ConfigDict = type("ConfigDict", (dict,), {"__module__": config})
+    record = modules[history].HistoryBuffer()
+    settings = modules[config].ConfigDict(lr=1e-4, stages=[1, 2])
     record._log_history, record._max_length = np.arange(3.0), np.float64(7)
     content = {
         "meta": {"iter": 40000, "epoch": 0, "cfg": "model = dict()"},
         "state_dict": {prefix + name: value for name, value in state.items()},
-        "message_hub": {"log_scalars": {"train/loss": record}, "runtime_info": {}, "resumed_keys": {}},
+        "message_hub": {"log_scalars": {"train/loss": record}, "runtime_info": {"cfg": settings}, "resumed_keys": {}},
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         **more,
     }

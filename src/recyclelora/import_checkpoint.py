@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, get_args
@@ -60,7 +60,6 @@ class _Inert:
 _STAND_INS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.logging.message_hub.MessageHub",
-    "mmengine.config.config.ConfigDict",
     # The numbers inside of those; the module's name is that of NumPy 1 or 2.
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     "numpy.ndarray",
@@ -86,7 +85,9 @@ def import_checkpoint(
     file, out = Path(file), Path(out)
     if kind not in get_args(Kind):
         raise UserError(f"kind {kind!r}: no kind of checkpoint; {did_you_mean(kind, get_args(Kind))}")
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
+    if out.is_file():
+        raise UserError(f"{out} is a file, expected a folder for the run; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite, or choose another --out")
     if kind == "soma" and base is None:
         raise UserError(f"{file}: SoMA's files hold trained factors alone; name the pre-trained weights with --base")
@@ -123,7 +124,8 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], int | None]:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the path of a published checkpoint")
-    allowed: list[Any] = [defaultdict, *((_Inert, name) for name in _STAND_INS)]
+    settings = (OrderedDict, "mmengine.config.config.ConfigDict")  # a dictionary, which torch fills as such
+    allowed: list[Any] = [settings, *((_Inert, name) for name in _STAND_INS)]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -132,7 +134,8 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], int | None]:
         if culprit := re.search(r" GLOBAL (\S+) ", reason):
             reason = f"it would make or run {culprit[1]}, which is none of what mmengine stores"
         else:
-            reason = f"{type(error).__name__}: {reason.rpartition('WeightsUnpickler error: ')[2][:150]}"
+            reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
+            reason = f"{type(error).__name__}: {reason[:150]}"
         raise UserError(
             f"{file}: not loaded ({reason}); expected a checkpoint of mmengine with tensors in `state_dict`: fetch it "
             "again, or save its `state_dict` alone as {'state_dict': ...}"

@@ -227,7 +227,7 @@ class Predictor:
         made = {name: value for name, value in changes.items() if value is not None}
         values = {**self.run.recipe.model_dump(), "evaluation": {**self.evaluation.model_dump(), **made}}
         other = Predictor(self.segmenter, self.run)
-        other.evaluation = make_recipe(values, "evaluation").evaluation
+        other.evaluation = make_recipe(values, "settings").evaluation
         return other
 
     def plan(self, dataset: str = "") -> Plan:
