@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -84,24 +85,36 @@ def _decode(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
     return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The kind and the data of each chunk of a PNG, to its end.
+
+    Raises:
+        ValueError: the content is no PNG, is truncated, or holds a chunk whose checksum is wrong.
+    """
+    start, view, kind = len(PNG_SIGNATURE), memoryview(content), b""
+    if not content.startswith(PNG_SIGNATURE):
+        raise ValueError("no PNG")
+    while kind != b"IEND":
+        # 4 bytes of length, 4 of the kind, the data, 4 of the checksum over kind and data
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        if end + 4 > len(content) or zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise ValueError("truncated, or a wrong checksum")
+        kind = content[start + 4 : start + 8]
+        yield kind, view[start + 8 : end]
+        start = end + 4
+
+
 def _plain_png(content: bytes) -> bool:
     """Whether this is a PNG of 8 bits a channel, whole and with right checksums, one still image, and upright."""
-    # After the signature: 4 bytes of length, 4 of the kind (IHDR), 4 of width, 4 of height, and the bit depth.
-    if not content.startswith(PNG_SIGNATURE) or content[24] != 8:
+    try:
+        for kind, data in png_chunks(content):
+            if kind == b"IHDR" and data[8] != 8:  # after 4 bytes of width and 4 of height
+                return False
+            if kind in (b"acTL", b"eXIf") or (kind in TEXT and bytes(data[:32]).startswith(METADATA)):
+                return False
+    except ValueError:
         return False
-    start = len(PNG_SIGNATURE)
-    view = memoryview(content)
-    while start + 12 <= len(content):
-        end = start + 8 + int.from_bytes(view[start : start + 4])
-        kind, keyword = content[start + 4 : start + 8], content[start + 8 : start + 40]
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            return False
-        if kind in (b"acTL", b"eXIf") or (kind in TEXT and keyword.startswith(METADATA)):
-            return False
-        if kind == b"IEND":
-            return True
-        start = end + 4
-    return False
+    return True
 
 
 def _plain_jpeg(content: bytes) -> bool:

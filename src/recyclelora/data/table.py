@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from recyclelora.data import label_maps as maps
 from recyclelora.data import streets
-from recyclelora.data.folders import read_labels
+from recyclelora.data.decode import read_labels
 from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
 from recyclelora.data.layouts import Layout
 
