@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from recyclelora.rrqr import RankWarning, directions, one_blas_thread, pivoted_qr
+from recyclelora.rrqr import RankWarning, certificate, directions, one_blas_thread, pivoted_qr
 
 SHAPES = [(40, 24), (24, 40), (32, 32), (1, 9), (9, 1), (96, 16)]
 
@@ -66,12 +66,59 @@ def test_properties_of_the_factorisation(w):
     q, diagonal, p = pivoted_qr(np.array(w.double().numpy(), order="F"), np.arange(k))
     assert sorted(p.tolist()) == list(range(w.shape[1]))
     np.testing.assert_allclose(q.T @ q, np.eye(k), atol=1e-12)
-    # Greedy certificate from an unpivoted QR: no later column has a longer residual than the chosen one.
+    assert certificate(w, torch.from_numpy(p.astype(np.int64))) <= 1 + 1e-9
     r = np.linalg.qr(w.double().numpy()[:, p], mode="r")
-    residual = np.sqrt(np.cumsum((r**2)[::-1], axis=0)[::-1])
-    assert all(residual[j, j:].max() <= abs(r[j, j]) * (1 + 1e-9) for j in range(k))
     np.testing.assert_allclose(diagonal, np.abs(np.diag(r)), rtol=1e-6, atol=1e-12)
     assert (np.diag(q.T @ w.double().numpy()[:, p[:k]]) > 0).all()
+
+
+@given(matrices, st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_the_certificate_is_the_largest_ratio_of_residuals_to_those_chosen(w, seed):
+    p = torch.from_numpy(np.random.default_rng(seed).permutation(w.shape[1]))
+    columns, ratio = w.double().numpy()[:, p.numpy()], 1.0
+    for _ in range(min(w.shape)):  # Gram-Schmidt, column by column
+        lengths = np.linalg.norm(columns, axis=0)
+        ratio = max(ratio, lengths.max() / lengths[0])
+        chosen = columns[:, 0] / lengths[0]
+        columns = (columns - np.outer(chosen, chosen @ columns))[:, 1:]
+        columns = columns - np.outer(chosen, chosen @ columns)  # again, against cancellation
+        if not columns.shape[1]:
+            break
+    assert certificate(w, p) == pytest.approx(ratio, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 20), (20, 30)])
+def test_the_certificate_tells_one_exchange_of_pivots(shape):
+    w = torch.from_numpy(np.random.default_rng(0).normal(size=shape)) * torch.linspace(3, 1, shape[1])
+    p = torch.from_numpy(reference(w)[2].astype(np.int64))
+    assert certificate(w, p) == pytest.approx(1, abs=1e-9)
+    assert certificate(w) == pytest.approx(1, abs=1e-9)
+    for j in range(min(shape) - 1):
+        exchanged = p.clone()
+        exchanged[[j, j + 1]] = p[[j + 1, j]]
+        assert certificate(w, exchanged) > 1 + 1e-6
+
+
+def test_the_certificate_of_deficient_and_zero_weights_is_that_of_what_they_tell():
+    w = torch.outer(torch.arange(1.0, 7), torch.tensor([1.0, 3, 2, 0]))
+    assert certificate(w) == pytest.approx(1)
+    assert certificate(w, torch.tensor([0, 1, 2, 3])) == pytest.approx(3)
+    assert certificate(w, torch.tensor([3, 1, 2, 0])) == np.inf
+    assert certificate(torch.zeros(3, 4)) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "pivots", "message"),
+    [
+        (torch.full((2, 2), torch.nan), None, "NaN"),
+        (torch.ones(2, 3), torch.tensor([0, 1]), "permutation of the 3 columns, got 2"),
+        (torch.ones(2, 3), torch.tensor([0, 1, 1]), "permutation"),
+    ],
+)
+def test_a_certificate_of_something_else_is_refused(weight, pivots, message):
+    with pytest.raises(ValueError, match=message):
+        certificate(weight, pivots)
 
 
 @given(matrices)

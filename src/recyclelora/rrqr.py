@@ -88,6 +88,33 @@ def pivoted_qr(
     return q, np.abs(diagonal), pivots
 
 
+def certificate(weight: Shaped[Tensor, "m n"], pivots: Int64[Tensor, " p"] | None = None) -> float:
+    """How greedy an order of pivots is: max over j < k and l >= j of ||R[j:, l]|| / |R_jj|, for W P = Q R.
+
+    At every step j the chosen column must have the longest residual of all that are left, which is 1 up to rounding for
+    the greedy order, and more for any other. R is that of an unpivoted QR of W[:, pivots], made of other calculations
+    than the pivots were. Residuals within rounding of zero (max(m, n) eps |R_00|) say nothing and are left out.
+
+    Args:
+        pivots: a permutation of the columns; the one that `directions` rests on if not given.
+
+    Raises:
+        ValueError: the weight cannot be factorised, as in `directions`; `pivots` is no permutation of its columns.
+    """
+    w = to_float64(weight)
+    if pivots is None:
+        pivots = torch.from_numpy(pivoted_qr(w.copy(order="F"), np.arange(1))[2].astype(np.int64))
+    if sorted(pivots.tolist()) != list(range(w.shape[1])):
+        raise ValueError(f"expected a permutation of the {w.shape[1]} columns, got {len(pivots)} pivots")
+    with one_blas_thread():
+        r = np.asarray(np.linalg.qr(w[:, pivots.cpu().numpy()], mode="r"))
+    residuals = np.sqrt(np.cumsum((r**2)[::-1], axis=0)[::-1])  # [j, l]: ||R[j:, l]||
+    longest = np.array([row[j:].max() for j, row in enumerate(residuals)])
+    told = longest > max(w.shape) * np.finfo(np.float64).eps * longest[0]
+    with np.errstate(divide="ignore"):
+        return float((longest[told] / np.abs(np.diagonal(r))[told]).max(initial=1.0))
+
+
 def check_ranks(shape: tuple[int, ...], r_main: int, r_sub: int) -> None:
     """Raise ValueError where no two adapters of these ranks fit a weight of this shape (out, in)."""
     if len(shape) != 2:
