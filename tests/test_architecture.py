@@ -13,6 +13,7 @@ LAYERS = [
     {"_torchvision", "errors"},
     {"rrqr"},
     {"factors"},
+    {"cache"},
     {"tuner"},
     {"data"},
     {"evaluation"},

@@ -10,20 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from recyclelora.rrqr import RankWarning, certificate, directions, one_blas_thread, pivoted_qr
+from matrices import KINDS, matrix
+from recyclelora.rrqr import RankWarning, certificate, directions, directions_of_stack, ways
 
 SHAPES = [(40, 24), (24, 40), (32, 32), (1, 9), (9, 1), (96, 16)]
-
-
-def matrix(shape, seed=0, kind="gauss"):
-    rng = np.random.default_rng(seed)
-    w = rng.standard_normal(shape)
-    if kind == "outliers":  # columns of very different length, as a trained layer has
-        w = w * np.exp(1.5 * rng.standard_normal(shape[1]))
-    if kind == "decaying":
-        u, _, vt = np.linalg.svd(w, full_matrices=False)
-        w = (u * 10.0 ** -np.linspace(0, 4, min(shape))) @ vt
-    return torch.from_numpy(w.astype(np.float32))
 
 
 def ranks(shape):
@@ -36,7 +26,7 @@ def reference(w):
     return q * np.where(np.diag(r) < 0, -1, 1), r, p
 
 
-@pytest.mark.parametrize("kind", ["gauss", "outliers", "decaying"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_scipy_in_float64(shape, kind):
     w = matrix(shape, kind=kind)
@@ -55,7 +45,7 @@ matrices = st.builds(
     matrix,
     st.tuples(st.integers(2, 40), st.integers(2, 40)),
     st.integers(0, 10_000),
-    st.sampled_from(["gauss", "outliers", "decaying"]),
+    st.sampled_from(KINDS),
 )
 
 
@@ -63,10 +53,10 @@ matrices = st.builds(
 @settings(max_examples=60, deadline=None)
 def test_properties_of_the_factorisation(w):
     k = min(w.shape)
-    q, diagonal, p = pivoted_qr(np.array(w.double().numpy(), order="F"), np.arange(k))
+    q, diagonal, p = ways.factorise(w.double().numpy(), k, 0)
     assert sorted(p.tolist()) == list(range(w.shape[1]))
     np.testing.assert_allclose(q.T @ q, np.eye(k), atol=1e-12)
-    assert certificate(w, torch.from_numpy(p.astype(np.int64))) <= 1 + 1e-9
+    assert certificate(w, torch.from_numpy(p)) <= 1 + 1e-9
     r = np.linalg.qr(w.double().numpy()[:, p], mode="r")
     np.testing.assert_allclose(diagonal, np.abs(np.diag(r)), rtol=1e-6, atol=1e-12)
     assert (np.diag(q.T @ w.double().numpy()[:, p[:k]]) > 0).all()
@@ -226,15 +216,22 @@ def test_ties_keep_the_identity():
     assert torch.equal(basis.T @ basis, torch.eye(5))
 
 
-def test_the_thread_limit_is_put_back_after_nested_use():
-    def threads():
-        from threadpoolctl import threadpool_info
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (16, 16)])
+def test_a_stack_equals_one_by_one(shape):
+    weights = [matrix(shape, seed, KINDS[seed]) for seed in range(3)] + [torch.ones(shape)]
+    with pytest.warns(RankWarning):  # the last, which goes the way of the CPU
+        found = directions_of_stack(weights, 5, 3)
+    with pytest.warns(RankWarning):
+        expected = [directions(weight, 5, 3) for weight in weights]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.main_index, b.main_index)
+        assert torch.equal(a.sub_index, b.sub_index)
+        torch.testing.assert_close(a.main_basis, b.main_basis, atol=1e-6, rtol=0)
+        torch.testing.assert_close(a.sub_basis, b.sub_basis, atol=1e-6, rtol=0)
 
-        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    with threadpool_limits(2):
-        with one_blas_thread():
-            with one_blas_thread():
-                pass
-            assert set(threads()) == {1}
-        assert set(threads()) == {2}
+def test_a_stack_with_bad_values_or_ranks_is_refused():
+    with pytest.raises(ValueError, match="16 NaN or Inf"):
+        directions_of_stack([torch.eye(4), torch.full((4, 4), torch.nan)], 1, 1)
+    with pytest.raises(ValueError, match="exceeds"):
+        directions_of_stack([torch.eye(4)], 3, 2)

@@ -29,7 +29,8 @@ def _pretend_installed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_imports_without_a_warning() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    lines = done.stderr.splitlines()
+    assert not [line for line in lines if "gemm_4bit" not in line]  # said by bitsandbytes, which PEFT imports
 
 
 def test_calling_it_again_is_harmless() -> None:

@@ -72,6 +72,13 @@ def train(
             "--set", help="Change one setting, as in `--set optim.lr=3e-4`; can be repeated.", metavar="KEY=VALUE"
         ),
     ] = None,
+    cache_factors: Annotated[
+        bool,
+        typer.Option(
+            "--cache-factors",
+            help="Keep the factors of the base weights for later runs; RECYCLELORA_CACHE_FACTORS=1 does so as well.",
+        ),
+    ] = False,
 ) -> Run:
     """Train a model: an adapter on a frozen backbone, and a head.
 
@@ -83,7 +90,7 @@ def train(
         if not equals:
             raise UserError(f"--set {text}: expected KEY=VALUE, as in --set optim.lr=3e-4")
         changes[key] = value
-    run = fit.train(read_recipe(recipe, changes), out, resume, overwrite)
+    run = fit.train(read_recipe(recipe, changes), out, resume, overwrite, cache_factors)
     parameters = run.info["parameters"]
     say(f"{run.path}: {run.recipe.steps} steps done; trained {parameters['adapters']:,} adapter and "
         f"{parameters['head']:,} head parameters on a backbone of {parameters['backbone']:,}")  # fmt: skip

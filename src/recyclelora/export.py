@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recyclelora.errors import UserError
-from recyclelora.tuner import RecycleLoraLinear
+from recyclelora.tuner import RecycleLoraLayer
 from recyclelora.tuner.layer import PREFIX
 
 
@@ -18,7 +18,7 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
     """Write an adapter as a plain LoRA folder that PEFT loads onto the original base without this package.
 
     The difference form is a LoRA of rank 2 (r_main + r_sub) already: lora_A = [A - A0; A0], lora_B = [B, B - B0], with
-    lora_alpha / rank = alpha / (r_main + r_sub). PEFT then computes the same products in the same order.
+    lora_alpha / rank = alpha / (r_main + r_sub). PEFT then computes the same, up to rounding.
 
     Args:
         model: a model with RecycleLoRA adapters, from `get_peft_model` or `inject_adapter_in_model`.
@@ -32,7 +32,7 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
     layers = {
         name: module
         for name, module in base.named_modules()
-        if isinstance(module, RecycleLoraLinear) and adapter_name in module.scaling
+        if isinstance(module, RecycleLoraLayer) and adapter_name in module.scaling
     }
     if not layers:
         raise ValueError(f"no RecycleLoRA adapter {adapter_name!r} in {type(model).__name__}")
@@ -42,7 +42,7 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
 
     tensors = {}
     for name, layer in layers.items():
-        down, up = layer.difference_factors(adapter_name)
+        down, up = layer.lora_weights(adapter_name)
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
     # Modules trained as a whole go along as they are.

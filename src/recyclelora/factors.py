@@ -8,6 +8,7 @@ Main takes the last r_main directions (minor), sub the first r_sub (major).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from recyclelora import rrqr
+from recyclelora.rrqr.lapack import one_blas_thread
 
 Decomposition = Literal["rrqr", "svd"]
 
@@ -56,7 +58,15 @@ def initial_factors(
         raise ValueError(f"unknown decomposition {decomposition!r}; known: {', '.join(get_args(Decomposition))}")
     if decomposition == "svd":
         return _svd_factors(weight, r_main, r_sub)
-    drawn = rrqr.directions(weight, r_main, r_sub)
+    return _rrqr_factors(rrqr.directions(weight, r_main, r_sub))
+
+
+def initial_factors_of_stack(weights: Sequence[Shaped[Tensor, "out in"]], r_main: int, r_sub: int) -> list[Factors]:
+    """As `initial_factors` by RRQR, for weights of one shape on one device, factorised there together."""
+    return [_rrqr_factors(drawn) for drawn in rrqr.directions_of_stack(weights, r_main, r_sub)]
+
+
+def _rrqr_factors(drawn: rrqr.Directions) -> Factors:
     return Factors(
         basis=torch.cat([drawn.main_basis, drawn.sub_basis], 1),
         index=torch.cat([drawn.main_index, drawn.sub_index]),
@@ -67,7 +77,7 @@ def initial_factors(
 def _svd_factors(weight: Shaped[Tensor, "out in"], r_main: int, r_sub: int) -> Factors:
     rrqr.check_ranks(tuple(weight.shape), r_main, r_sub)
     w = rrqr.to_float64(weight)
-    with rrqr.one_blas_thread():
+    with one_blas_thread():
         u, _, vt = scipy.linalg.svd(w, full_matrices=False, overwrite_a=True, check_finite=False)
     k = min(w.shape)
     wanted = np.r_[k - r_main : k, :r_sub]

@@ -13,18 +13,19 @@ from recyclelora.recipe import Recipe
 from recyclelora.tuner import RecycleLoraConfig
 
 
-def attach(backbone: Backbone, recipe: Recipe, draw: bool = True) -> None:
+def attach(backbone: Backbone, recipe: Recipe, draw: bool = True, cache_factors: bool = False) -> None:
     """Freeze the backbone and put the adapters of the recipe's method on it.
 
     Args:
         draw: factorise the weights; False where a checkpoint is loaded afterwards, which holds the directions.
+        cache_factors: keep the factors of the weights in the cache folder, and take those that lie there.
 
     Raises:
         UserError: ranks larger than a layer, or targets that the model does not have.
     """
     backbone.requires_grad_(False)
     if recipe.method == "recyclelora":
-        config = RecycleLoraConfig(**recipe.adapter.model_dump(), init_weights=draw)
+        config = RecycleLoraConfig(**recipe.adapter.model_dump(), init_weights=draw, cache_factors=cache_factors)
         try:
             backbone.model = get_peft_model(backbone.model, config)
         except (ValueError, TypeError) as error:

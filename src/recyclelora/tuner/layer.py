@@ -1,4 +1,4 @@
-"""A linear layer with the two adapters of RecycleLoRA (arXiv 2603.28142), in difference form.
+"""A layer with the two adapters of RecycleLoRA (arXiv 2603.28142), in difference form.
 
 The paper trains A and B beside a frozen residual W_res = W0 - s B0 A0, so that the layer starts as W0:
 
@@ -28,14 +28,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from recyclelora.factors import Factors, one_hot
+from recyclelora.tuner.base import is_quantised, matrix_shape
 from recyclelora.tuner.config import RecycleLoraConfig
+from recyclelora.tuner.step import AdaptedLinear, Start, difference_of_rows, with_difference_of_columns
 
 PREFIX = "recycle_"
 Role = Literal["main", "sub"]
 
 
-class RecycleLoraLinear(nn.Module, BaseTunerLayer):
-    """`nn.Linear` plus any number of named adapters; see the top of the file."""
+class RecycleLoraLayer(nn.Module, BaseTunerLayer):
+    """A layer that can be written as a matrix, plus any number of named adapters; see the top of the file."""
 
     adapter_layer_names = ("recycle_A_main", "recycle_B_main", "recycle_A_sub", "recycle_B_sub")
     other_param_names = ("recycle_B0", "recycle_A0", "recycle_index", "scaling", "ranks")
@@ -56,12 +58,13 @@ class RecycleLoraLinear(nn.Module, BaseTunerLayer):
         self.ranks: dict[str, tuple[int, int]] = {}
         self.merged_adapters: list[str] = []
         self._unmerged_weight: Tensor | None = None
-        self.in_features, self.out_features = self._linear().in_features, self._linear().out_features
+        self.out_features, self.in_features = matrix_shape(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, factors)
 
-    def _linear(self) -> nn.Linear:
-        return cast(nn.Linear, self.get_base_layer())
+    @property
+    def _weight(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.get_base_layer().weight)
 
     def update_layer(self, name: str, config: RecycleLoraConfig, factors: Factors | None) -> None:
         """Add an adapter from its initial factors, or, where they are None, an empty one to be loaded into."""
@@ -94,46 +97,81 @@ class RecycleLoraLinear(nn.Module, BaseTunerLayer):
         parts: dict[Role, slice] = {"main": slice(0, r_main), "sub": slice(r_main, r_main + r_sub)}
         return {role: part for role, part in parts.items() if part.start < part.stop}
 
-    def difference_factors(self, name: str) -> tuple[Float[Tensor, "r2 in"], Float[Tensor, "out r2"]]:
-        """`down` and `up` with s up down = the change of the weight: the one place where it is computed."""
+    def _factors(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """A and B of an adapter, main before sub."""
         roles = self._parts(*self.ranks[name])
-        A = torch.cat([getattr(self, f"recycle_A_{role}")[name] for role in roles])
-        B = torch.cat([getattr(self, f"recycle_B_{role}")[name] for role in roles], 1)
-        B0 = self.recycle_B0[name]
-        if name in self.recycle_index:
-            A0 = one_hot(self.recycle_index[name], self.in_features, A.dtype)
-        else:
-            A0 = self.recycle_A0[name]
-        return torch.cat([A - A0, A0]), torch.cat([B, B - B0], 1)
+        return (
+            [getattr(self, f"recycle_A_{role}")[name] for role in roles],
+            [getattr(self, f"recycle_B_{role}")[name] for role in roles],
+        )
 
-    def get_delta_weight(self, name: str) -> Float[Tensor, "out in"]:
-        """The change of the base weight by one adapter."""
+    def _start(self, name: str) -> tuple[Float[Tensor, "out r"], Start]:
+        """B0, and A0 or the columns of its ones."""
+        held = self.recycle_index if name in self.recycle_index else self.recycle_A0
+        return self.recycle_B0[name], held[name]
+
+    def difference_factors(self, name: str) -> tuple[Float[Tensor, "r2 in"], Float[Tensor, "out r2"]]:
+        """`down` and `up` with s up down = the change of the weight."""
+        A, B = self._factors(name)
+        B0, A0 = self._start(name)
+        rows = difference_of_rows(A, A0)
+        dense = A0 if A0.is_floating_point() else one_hot(A0, self.in_features, rows.dtype)
+        return torch.cat([rows, dense]), with_difference_of_columns(B, B0)
+
+    def lora_weights(self, name: str) -> tuple[Float[Tensor, "r2 ..."], Float[Tensor, "out r2 ..."]]:
+        """`difference_factors` in the shapes of the weights of a LoRA on a layer of this kind."""
+        return self.difference_factors(name)
+
+    def _product(self, x: Float[Tensor, "..."], down: Float[Tensor, "..."], up: Float[Tensor, "..."]) -> Tensor:
+        """What layers of this kind with the weights of a LoRA make of x."""
+        return F.linear(F.linear(x, down), up)
+
+    def get_delta_weight(self, name: str) -> Float[Tensor, "..."]:
+        """The change of the base weight by one adapter, in the weight's shape."""
         down, up = self.difference_factors(name)
-        return (up @ down) * self.scaling[name]
+        delta = (up @ down) * self.scaling[name]
+        return delta if is_quantised(self.get_base_layer()) else delta.view(self._weight.shape)
 
-    def forward(self, x: Float[Tensor, "*batch in"], *args: Any, **kwargs: Any) -> Float[Tensor, "*batch out"]:
+    def forward(self, x: Float[Tensor, "..."], *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
         if self.disable_adapters and self.merged:
             self.unmerge()
+        names = [name for name in self.active_adapters if name in self.scaling]
+        if self.disable_adapters or self.merged or not names:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(names) == 1 and not args and not kwargs and self._is_plain():
+            A, B = self._factors(names[0])
+            base = cast(nn.Linear, self.base_layer)
+            scale, start = self.scaling[names[0]], self._start(names[0])
+            return AdaptedLinear.apply(x, base.weight, base.bias, scale, *start, *A, *B)  # type: ignore[no-any-return]
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if name in self.scaling:
-                down, up = self.difference_factors(name)
-                change = F.linear(F.linear(self._cast_input_dtype(x, down.dtype), down), up) * self.scaling[name]
-                result = result + change.to(result.dtype)
+        for name in names:
+            down, up = self.lora_weights(name)
+            change = self._product(self._cast_input_dtype(x, down.dtype), down, up) * self.scaling[name]
+            result = result + change.to(result.dtype)
         return result
+
+    def _is_plain(self) -> bool:
+        """Whether the base is no more than a product with a frozen weight, which `AdaptedLinear` computes itself."""
+        base = self.base_layer
+        hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+        return type(base) is nn.Linear and not base.weight.requires_grad and not any(hooks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write W0 + the adapters' changes into the base; W0 is kept aside, so that `unmerge` restores it exactly.
 
         Raises:
-            ValueError: with `safe_merge`, where the merged weight is not finite.
+            ValueError: with `safe_merge`, where the merged weight is not finite; a quantised base, whose rounding would
+                swallow the change.
         """
-        weight = self._linear().weight
+        if is_quantised(self.get_base_layer()):
+            raise ValueError(
+                f"a {type(self.get_base_layer()).__name__} cannot take a merged weight, its few bits would round the "
+                "change away: save the adapter, load it onto the base in full precision, and merge there"
+            )
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.scaling:
                 continue
+            weight = self._weight
             merged = (weight.data + self.get_delta_weight(name).detach()).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaN or Inf in the merged weight: adapter {name!r} is broken")
@@ -147,8 +185,7 @@ class RecycleLoraLinear(nn.Module, BaseTunerLayer):
         if self._unmerged_weight is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self._linear().weight
-        weight.data = self._unmerged_weight.to(weight.device)
+        self._weight.data = self._unmerged_weight.to(self._weight.device)
         self._unmerged_weight = None
         self.merged_adapters.clear()
 
@@ -157,7 +194,7 @@ class RecycleLoraLinear(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Put an adapter where its base is, in at least float32: rounding B0 to a low precision would lose it."""
-        weight = self._linear().weight
+        weight = self._weight
         for attribute in self.adapter_layer_names + self.other_param_names:
             held = getattr(self, attribute)
             if not isinstance(held, nn.ParameterDict | BufferDict) or adapter_name not in held:
@@ -174,3 +211,22 @@ class RecycleLoraLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"recyclelora.{super().__repr__()}"
+
+
+class RecycleLoraLinear(RecycleLoraLayer):
+    """An adapted `nn.Linear`, or one of bitsandbytes whose weight is quantised."""
+
+
+class RecycleLoraConv2d(RecycleLoraLayer):
+    """An adapted `nn.Conv2d`, its kernel (out, in, height, width) flattened to (out, in height width)."""
+
+    def lora_weights(self, name: str) -> tuple[Float[Tensor, "r2 c h w"], Float[Tensor, "out r2 1 1"]]:
+        base = cast(nn.Conv2d, self.get_base_layer())
+        down, up = self.difference_factors(name)
+        return down.view(-1, base.in_channels, *base.kernel_size), up[:, :, None, None]
+
+    def _product(
+        self, x: Float[Tensor, "b c h w"], down: Float[Tensor, "r2 c kh kw"], up: Float[Tensor, "out r2 1 1"]
+    ) -> Float[Tensor, "b out h_ w_"]:
+        base = cast(nn.Conv2d, self.get_base_layer())
+        return F.conv2d(base._conv_forward(x, down, None), up)

@@ -1,27 +1,32 @@
-"""The PEFT tuner: finds the layers, factorises them in parallel, and puts `RecycleLoraLinear` in their place."""
+"""The PEFT tuner: finds the layers, factorises them in parallel, and puts adapted ones in their place."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from peft import mapping
 from peft.tuners.tuners_utils import (
     BaseTuner,
-    BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recyclelora.factors import Factors, initial_factors
-from recyclelora.rrqr import check_ranks, one_blas_thread
+from recyclelora.cache import factors_folder, through_cache
+from recyclelora.factors import Factors, initial_factors, initial_factors_of_stack
+from recyclelora.rrqr import check_ranks
+from recyclelora.rrqr.lapack import one_blas_thread
+from recyclelora.tuner.base import base_of, weight_matrix
 from recyclelora.tuner.config import PEFT_TYPE, RecycleLoraConfig
-from recyclelora.tuner.layer import PREFIX, RecycleLoraLinear
+from recyclelora.tuner.layer import PREFIX, RecycleLoraConv2d, RecycleLoraLayer, RecycleLoraLinear
 
 VIT_LINEAR_LAYERS = (
     # timm: fused or split attention, MLP, SwiGLU
@@ -32,7 +37,7 @@ VIT_LINEAR_LAYERS = (
     "intermediate.dense", "output.dense", "mlp.weights_in", "mlp.weights_out",
     "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "self_attn.o_proj",
 )  # fmt: skip
 """Attention and MLP layers of timm's and transformers' vision transformers: endings of names inside numbered blocks."""
 
@@ -42,11 +47,11 @@ class RecycleLoraModel(BaseTuner):
 
     Raises:
         ValueError: ranks larger than a layer, NaN or Inf in a weight, no layer found; the model is then untouched.
-        TypeError: a target is no plain linear layer.
+        TypeError: a target that cannot be adapted.
     """
 
     prefix: str = PREFIX
-    tuner_layer_cls = RecycleLoraLinear
+    tuner_layer_cls = RecycleLoraLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  declared so by the base class
 
     def _prepare_adapter_config(self, peft_config: RecycleLoraConfig, model_config: Any) -> RecycleLoraConfig:
@@ -64,7 +69,7 @@ class RecycleLoraModel(BaseTuner):
         for key, module in model.named_modules():
             inside = ".base_layer" in key or f".{PREFIX}" in key
             if not inside and self._check_target_module_exists(peft_config, key):
-                weights[key] = _linear(key, module).weight
+                weights[key] = weight_matrix(base_of(key, module))
         for key, weight in weights.items():
             _check_layer_ranks(key, weight, peft_config)
         self._drawn = draw_factors(weights, peft_config)
@@ -96,57 +101,99 @@ class RecycleLoraModel(BaseTuner):
         **_: Any,
     ) -> None:
         factors = self._drawn.pop(current_key, None)
-        if isinstance(target, RecycleLoraLinear):
+        if isinstance(target, RecycleLoraLayer):
             target.update_layer(adapter_name, peft_config, factors)
             return
-        _linear(current_key, target)
-        layer = RecycleLoraLinear(target, adapter_name, peft_config, factors)
+        kind = RecycleLoraConv2d if isinstance(base_of(current_key, target), nn.Conv2d) else RecycleLoraLinear
+        layer = kind(target, adapter_name, peft_config, factors)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
 
 def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[str, Factors]:
-    """Factorise named weights in a thread pool, one BLAS thread each, with a progress bar on a terminal.
+    """Factors of named weights, with a progress bar on a terminal.
+
+    Weights on the CPU are factorised in a thread pool with one BLAS thread each, the longest first; those on a GPU
+    there, all of one shape together. With a cache, what it holds is read instead.
 
     Raises:
         ValueError: as `recyclelora.factors.initial_factors`, with the layer's name in front.
     """
     drawn: dict[str, Factors] = {}
-    threads = min(len(weights), os.cpu_count() or 1) or 1
-    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        jobs = {
-            pool.submit(initial_factors, weight, config.r_main, config.r_sub, config.decomposition): key
-            for key, weight in weights.items()
-        }
+    together = {key for key, weight in weights.items() if config.decomposition == "rrqr" and _is_on_gpu(weight)}
+    alone = sorted(weights.keys() - together, key=lambda key: (-_work(weights[key]), key))
+    with (
+        tqdm(desc=f"{config.decomposition.upper()} of the weights", total=len(weights), disable=None) as bar,
+        one_blas_thread(),
+        ThreadPoolExecutor(min(len(alone), _cores()) or 1) as pool,
+    ):
+        jobs = {pool.submit(_factors, [weights[key]], config): key for key in alone}
         try:
-            for job in tqdm(
-                as_completed(jobs), f"{config.decomposition.upper()} of the weights", len(jobs), disable=None
-            ):
-                try:
-                    drawn[jobs[job]] = job.result()
-                except ValueError as error:
-                    raise ValueError(f"layer {jobs[job]!r}: {error}") from error
+            for keys in _stacks({key: weights[key] for key in weights if key in together}):
+                with _naming(keys):
+                    drawn |= zip(keys, _factors([weights[key] for key in keys], config), strict=True)
+                bar.update(len(keys))
+            for job in as_completed(jobs):
+                with _naming([jobs[job]]):
+                    (drawn[jobs[job]],) = job.result()
+                bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
     return drawn
 
 
-def _check_layer_ranks(key: str, weight: Tensor, config: RecycleLoraConfig) -> None:
+@contextmanager
+def _naming(keys: list[str]) -> Iterator[None]:
     try:
-        check_ranks(tuple(weight.shape), config.r_main, config.r_sub)
+        yield
     except ValueError as error:
-        raise ValueError(f"layer {key!r}: {error}") from error
+        raise ValueError(f"layer {' or '.join(map(repr, keys))}: {error}") from error
 
 
-def _linear(key: str, module: nn.Module) -> nn.Linear:
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(base, nn.Linear) or isinstance(base, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        raise TypeError(
-            f"target module {key!r} is a {type(base).__name__}, but RecycleLoRA adapts torch.nn.Linear: "
-            "narrow `target_modules`"
-        )
-    return base
+def _factors(weights: list[Tensor], config: RecycleLoraConfig) -> list[Factors]:
+    """Of one weight, or of several of one shape on one GPU; from the cache where they lie there."""
+    settings = (config.r_main, config.r_sub, config.decomposition)
+
+    def make(missing: list[Tensor]) -> list[Factors]:
+        if config.decomposition == "rrqr" and _is_on_gpu(missing[0]):
+            return initial_factors_of_stack(missing, config.r_main, config.r_sub)
+        return [initial_factors(weight, *settings) for weight in missing]
+
+    folder = factors_folder(config.cache_factors)
+    return through_cache(folder, weights, settings, make) if folder else make(weights)
+
+
+def _is_on_gpu(weight: Tensor) -> bool:
+    return weight.is_cuda
+
+
+def _stacks(weights: dict[str, Tensor]) -> list[list[str]]:
+    """Names of weights of one shape on one device, as many as fit into its memory at once."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for key, weight in weights.items():
+        groups.setdefault((tuple(weight.shape), weight.device), []).append(key)
+    stacks = []
+    for (shape, device), keys in groups.items():
+        m, n = shape
+        bytes_each = 8 * (4 * m * n + 2 * n * n + 3 * min(m, n) * n)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**30
+        size = max(1, int(0.7 * free) // bytes_each)
+        stacks += [keys[start : start + size] for start in range(0, len(keys), size)]
+    return stacks
+
+
+def _work(weight: Tensor) -> int:
+    return weight.numel() * min(weight.shape)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_layer_ranks(key: str, weight: Tensor, config: RecycleLoraConfig) -> None:
+    with _naming([key]):
+        check_ranks(tuple(weight.shape), config.r_main, config.r_sub)
 
 
 def _default_targets(model: nn.Module) -> str:

@@ -10,24 +10,23 @@ r"""Rank-revealing QR of a pre-trained weight: its major and its minor direction
 
 Greedy column pivoting (Businger and Golub, Numerische Mathematik 7, 1965) as in LAPACK's `geqp3`; its use as adapter
 initialisation is RecycleLoRA's (arXiv 2603.28142). Everything is factorised in float64, because the pivots of a
-float32 factorisation differ between BLAS libraries, processors and thread counts.
+float32 factorisation differ between BLAS libraries, processors and thread counts. `ways.py` has the fast ways on a CPU,
+`batched.py` that on a GPU.
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped
-from scipy.linalg import lapack
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+from recyclelora.rrqr import batched, ways
+from recyclelora.rrqr.lapack import one_blas_thread
 
 
 class RankWarning(UserWarning):
@@ -62,30 +61,36 @@ def directions(weight: Shaped[Tensor, "m n"], r_main: int, r_sub: int) -> Direct
             determined by the weight alone.
     """
     check_ranks(tuple(weight.shape), r_main, r_sub)
-    w = to_float64(weight)
-    k = min(w.shape)
-    wanted = np.r_[k - r_main : k, :r_sub]
-    q, diagonal, pivots = pivoted_qr(w, wanted)
-    _warn_if_deficient(diagonal, max(w.shape), r_main, r_sub)
-    basis = torch.from_numpy(np.ascontiguousarray(q, dtype=np.float32))
-    index = torch.from_numpy(pivots[wanted].astype(np.int64))
+    return _as_directions(ways.factorise(to_float64(weight), r_main, r_sub), r_main, r_sub)
+
+
+def directions_of_stack(weights: Sequence[Shaped[Tensor, "m n"]], r_main: int, r_sub: int) -> list[Directions]:
+    """As `directions`, for weights of one shape on one device, factorised there together: for a GPU.
+
+    A weight whose pivots cannot be proven there is factorised on the CPU.
+    """
+    for weight in weights:
+        check_ranks(tuple(weight.shape), r_main, r_sub)
+        _check_kind(weight)
+        _check_finite(tuple(weight.shape), int((~torch.isfinite(weight.detach())).sum()))
+    found = batched.factorise(torch.stack([weight.detach().double() for weight in weights]), r_main, r_sub)
+    return [
+        directions(weight, r_main, r_sub) if one is None else _as_directions(one, r_main, r_sub)
+        for weight, one in zip(weights, found, strict=True)
+    ]
+
+
+def _as_directions(found: ways.Factorisation, r_main: int, r_sub: int) -> Directions:
+    k = len(found.diagonal)
+    _warn_if_deficient(found.diagonal, max(len(found.q), len(found.pivots)), r_main, r_sub)
+    basis = torch.from_numpy(np.ascontiguousarray(found.q, dtype=np.float32))
+    index = torch.from_numpy(found.pivots[np.r_[k - r_main : k, :r_sub]])
     return Directions(
         main_basis=basis[:, :r_main].contiguous(),
         main_index=index[:r_main].clone(),
         sub_basis=basis[:, r_main:].contiguous(),
         sub_index=index[r_main:].clone(),
     )
-
-
-def pivoted_qr(
-    w: Float64[np.ndarray, "m n"], wanted: Shaped[np.ndarray, " c"]
-) -> tuple[Float64[np.ndarray, "m c"], Float64[np.ndarray, " k"], Shaped[np.ndarray, " n"]]:
-    """The wanted columns of Q, |diag(R)| and the pivots of W P = Q R with diag(R) >= 0, in float64; overwrites `w`."""
-    with one_blas_thread():
-        qr, pivots, tau = _geqp3(w)
-        diagonal = np.diagonal(qr)[: len(tau)].copy()
-        q = _columns_of_q(qr, tau, wanted) * np.where(diagonal[wanted] < 0, -1.0, 1.0)
-    return q, np.abs(diagonal), pivots
 
 
 def certificate(weight: Shaped[Tensor, "m n"], pivots: Int64[Tensor, " p"] | None = None) -> float:
@@ -103,7 +108,7 @@ def certificate(weight: Shaped[Tensor, "m n"], pivots: Int64[Tensor, " p"] | Non
     """
     w = to_float64(weight)
     if pivots is None:
-        pivots = torch.from_numpy(pivoted_qr(w.copy(order="F"), np.arange(1))[2].astype(np.int64))
+        pivots = torch.from_numpy(ways.factorise(w, 0, 1).pivots)
     if sorted(pivots.tolist()) != list(range(w.shape[1])):
         raise ValueError(f"expected a permutation of the {w.shape[1]} columns, got {len(pivots)} pivots")
     with one_blas_thread():
@@ -129,70 +134,23 @@ def check_ranks(shape: tuple[int, ...], r_main: int, r_sub: int) -> None:
 
 
 def to_float64(weight: Shaped[Tensor, "m n"]) -> Float64[np.ndarray, "m n"]:
-    """A private float64 copy in Fortran order, on the CPU; ValueError where the values cannot be factorised."""
+    """A private float64 copy on the CPU, rows contiguous; ValueError where the values cannot be factorised."""
+    _check_kind(weight)
+    w = np.array(weight.detach().to("cpu", torch.float64).numpy(), order="C")
+    _check_finite(w.shape, int(np.count_nonzero(~np.isfinite(w))))
+    return w
+
+
+def _check_kind(weight: Tensor) -> None:
     if not weight.is_floating_point():
         raise ValueError(f"expected a floating-point weight, got {weight.dtype}")
     if weight.device.type == "meta":
         raise ValueError("the weight is on the meta device and has no values; load the base model first")
-    w = np.array(weight.detach().to("cpu", torch.float64).numpy(), order="F")
-    if not np.isfinite(w).all():
-        raise ValueError(f"the weight of shape {w.shape} holds {np.count_nonzero(~np.isfinite(w))} NaN or Inf values")
-    return w
 
 
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-_lock = threading.Lock()
-_users = 0
-_limit: object = None
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread while at least one caller is inside; safe to enter from several threads.
-
-    BLAS's own threads gain a pivoted factorisation at most a fifth and can cost it tenfold on a busy machine.
-    """
-    global _users, _limit
-    with _lock:
-        if _users == 0:
-            _limit = _controller().limit(limits=1, user_api="blas")
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limit.restore_original_limits()  # type: ignore[attr-defined]
-
-
-def _geqp3(
-    w: Float64[np.ndarray, "m n"],
-) -> tuple[Float64[np.ndarray, "m n"], Shaped[np.ndarray, " n"], Float64[np.ndarray, " k"]]:
-    """Reflectors below and R on and above the diagonal, pivots, and the reflectors' factors; overwrites `w`."""
-    workspace = lapack.dgeqp3(w, lwork=-1, overwrite_a=True)[3]
-    qr, pivots, tau, _, info = lapack.dgeqp3(w, lwork=int(workspace[0]), overwrite_a=True)
-    if info != 0:
-        raise RuntimeError(f"LAPACK dgeqp3 failed with info={info}")
-    return qr, pivots - 1, tau
-
-
-def _columns_of_q(
-    qr: Float64[np.ndarray, "m n"], tau: Float64[np.ndarray, " k"], wanted: Shaped[np.ndarray, " c"]
-) -> Float64[np.ndarray, "m c"]:
-    """The wanted columns of Q alone: the reflectors applied to unit vectors."""
-    unit = np.zeros((qr.shape[0], len(wanted)), order="F")
-    unit[wanted, np.arange(len(wanted))] = 1.0
-    reflectors = qr[:, : len(tau)]
-    workspace = lapack.dormqr("L", "N", reflectors, tau, unit, lwork=-1)[1]
-    q, _, info = lapack.dormqr("L", "N", reflectors, tau, unit, lwork=int(workspace[0]), overwrite_c=True)
-    if info != 0:
-        raise RuntimeError(f"LAPACK dormqr failed with info={info}")
-    return q  # type: ignore[no-any-return]
+def _check_finite(shape: tuple[int, ...], bad: int) -> None:
+    if bad:
+        raise ValueError(f"the weight of shape {shape} holds {bad} NaN or Inf values")
 
 
 def _warn_if_deficient(diagonal: Float64[np.ndarray, " k"], longest: int, r_main: int, r_sub: int) -> None:

@@ -1,0 +1,245 @@
+"""Three ways to the same pivoted QR in float64: fast where the weight allows it, LAPACK's `geqp3` where it does not.
+
+    gram       pivoted Cholesky of W'W = (P R'R P')         tall and square: the fewest operations
+    blocks     many pivots at a time, by matrix products     wide, and where the Gram matrix is too coarse
+    reference  LAPACK `geqp3`                                ties, numerical rank below min(m, n)
+
+Greedy pivoting takes, at every step, the column whose residual is longest. The fast ways guess the pivots of many steps
+at once and then prove them: step by step, the chosen residual must be longer than every other by more than the rounding
+error of both. They return None where that cannot be shown, and the next way is asked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+from scipy.linalg import lapack as scipy_lapack
+
+from recyclelora.rrqr import lapack
+
+EPS = float(np.finfo(np.float64).eps)
+MARGIN = 256.0
+"""Rounding error assumed of a squared residual length, in eps sqrt(m) squared lengths of the column. The largest seen
+on square, tall and nearly singular matrices is below 60 (`benchmarks/rrqr.py --errors`)."""
+STEPS = 128
+"""Most steps that are proven together: wide enough for matrix products at full speed."""
+CANDIDATES = 256
+"""Longest columns among which the pivots of the next steps are looked for."""
+
+
+class Factorisation(NamedTuple):
+    """Columns of Q, main before sub, |diag(R)| and the pivots of W P = Q R with diag(R) >= 0."""
+
+    q: Float64[np.ndarray, "m r"]
+    diagonal: Float64[np.ndarray, " k"]
+    pivots: Int64[np.ndarray, " n"]
+
+
+def factorise(w: Float64[np.ndarray, "m n"], r_main: int, r_sub: int) -> Factorisation:
+    """The last r_main of the k = min(m, n) columns of Q and the first r_sub, by the fastest way that can prove it."""
+    with lapack.one_blas_thread(), np.errstate(all="ignore"):
+        found = None
+        if lapack.callable_without_lock():
+            found = gram(w, r_main, r_sub) if w.shape[0] >= w.shape[1] else None
+            found = found or blocks(w, r_main, r_sub)
+        return found or reference(w, r_main, r_sub)
+
+
+def reference(w: Float64[np.ndarray, "m n"], r_main: int, r_sub: int) -> Factorisation:
+    """LAPACK's `geqp3`; of Q the wanted columns alone, as its reflectors applied to unit vectors."""
+    qr, pivots, tau = lapack.geqp3(np.array(w, order="F"))
+    diagonal = np.diagonal(qr)[: len(tau)].copy()
+    wanted = _wanted(len(tau), r_main, r_sub)
+    q = lapack.apply_reflectors(qr, tau, _unit_vectors(len(w), wanted)) * _signs(diagonal[wanted])
+    return Factorisation(q, np.abs(diagonal), pivots)
+
+
+def gram(w: Float64[np.ndarray, "m n"], r_main: int, r_sub: int) -> Factorisation | None:
+    """Pivots and R from the Gram matrix, the columns of Q from W and inv(R); for m >= n."""
+    m, n = w.shape
+    r = lapack.gram(w)
+    lengths = r.diagonal().copy()
+    pivots, rank = lapack.pivoted_cholesky(r)
+    if rank < n:
+        return None
+    lengths = lengths[pivots]
+    error = MARGIN * EPS * np.sqrt(m) * lengths
+    for j in range(0, n, STEPS):
+        rows = np.triu(r[j : j + STEPS, j:])
+        if proven(rows, lengths[j:], error[j:]) < len(rows):
+            return None
+        lengths[j:] -= np.einsum("ij,ij->j", rows, rows)
+    minor = _last_columns_of_q(w, r, pivots, r_main) if r_main else np.empty((m, 0))
+    if minor is None:
+        return None
+    major, _ = _positive_qr(w[:, pivots[:r_sub]])
+    return Factorisation(np.hstack([minor, major]), r.diagonal().copy(), pivots)
+
+
+def _last_columns_of_q(
+    w: Float64[np.ndarray, "m n"], r: Float64[np.ndarray, "n n"], pivots: Int64[np.ndarray, " n"], count: int
+) -> Float64[np.ndarray, "m count"] | None:
+    """W P inv(R) of the last columns, made orthogonal to all earlier columns of W P (seminormal equations)."""
+    n = len(r)
+    first = n - count
+    x = np.zeros((n, count))
+    x[np.arange(first, n), np.arange(count)] = 1.0
+    lapack.solve_upper(r, x)
+    norms = np.sqrt(np.einsum("ij,ij->j", w, w))[pivots[:first], None]
+    q = w @ _scatter(x, pivots, n)
+    for _ in range(4):
+        q, _ = _positive_qr(q)
+        overlap = (w.T @ q)[pivots[:first]]
+        if (np.abs(overlap) <= 1e-13 * norms).all():
+            return q
+        lapack.solve_upper(r[:first, :first], overlap, transposed=True)
+        lapack.solve_upper(r[:first, :first], overlap)
+        q = q - w @ _scatter(overlap, pivots[:first], n)
+    return None
+
+
+def blocks(w: Float64[np.ndarray, "m n"], r_main: int, r_sub: int) -> Factorisation | None:
+    """Householder QR of many pivots at a time: chosen among the longest columns, proven against all of them.
+
+    The candidates' Gram matrix tells the greedy order among them. Their reflectors give the rows of R for all columns,
+    with which the steps are proven; those proven are applied, and the rest is chosen anew.
+    """
+    a = np.array(w, order="C")
+    m, n = a.shape
+    k = min(m, n)
+    pivots = np.arange(n)
+    lengths = np.einsum("ij,ij->j", a, a)  # of the residuals, squared
+    scale = lengths.copy()  # what their rounding errors are relative to
+    done: list[tuple[Float64[np.ndarray, "a b"], Float64[np.ndarray, "b b"]]] = []
+    diagonal = np.empty(0)
+    count, fresh = STEPS, True
+    while (j := len(diagonal)) < k:
+        rest = a[j:, j:]
+        error = MARGIN * EPS * np.sqrt(m) * scale[j:]
+        order = _greedy_among_longest(rest, lengths[j:], min(count, k - j))
+        v, t, top = _reflectors(rest[:, order])
+        product = (v @ t).T @ rest
+        rows = rest[: len(order)] - v[: len(order)] @ product
+        steps = proven(rows, lengths[j:], error, order)
+        if steps == 0:
+            if fresh:
+                return None
+            lengths[j:] = np.einsum("ij,ij->j", rest, rest)
+            scale[j:] = np.sqrt(lengths[j:] * scale[j:])
+            fresh = True
+            continue
+        fresh = False
+        count = min(STEPS, steps + STEPS // 8)  # where lengths are alike, few steps can be proven at a time
+        order, v, product, rows = order[:steps], v[:, :steps], product[:steps], rows[:steps]
+        done.append((np.ascontiguousarray(v), t[:steps, :steps]))
+        diagonal = np.append(diagonal, top[:steps])
+        lengths[j:] -= np.einsum("ij,ij->j", rows, rows)
+        _to_front(order, rest[steps:], product, pivots[j:], lengths[j:], scale[j:])
+        if j + steps < k:
+            lapack.subtract_product(a[j + steps :, j + steps :], done[-1][0][steps:], product[:, steps:])
+    wanted = _wanted(k, r_main, r_sub)
+    q = np.ascontiguousarray(_unit_vectors(m, wanted))
+    for v, t in reversed(done):
+        q[m - len(v) :] -= v @ (t @ (v.T @ q[m - len(v) :]))
+    return Factorisation(q * _signs(diagonal[wanted]), np.abs(diagonal), pivots)
+
+
+def proven(
+    rows: Float64[np.ndarray, "s c"],
+    lengths: Float64[np.ndarray, " c"],
+    error: Float64[np.ndarray, " c"],
+    order: Int64[np.ndarray, " s"] | None = None,
+) -> int:
+    """How many of the next steps take the longest residual beyond rounding error.
+
+    Args:
+        rows: the next s rows of R, for all columns that are left.
+        lengths: squared lengths of the columns' residuals before these steps.
+        error: of any squared length of a column's residual.
+        order: the columns that the steps take; the first s if not given.
+    """
+    order = np.arange(len(rows)) if order is None else order
+    taken = np.full(len(lengths), len(rows))
+    taken[order] = np.arange(len(rows))
+    surely = np.square(rows[np.arange(len(rows)), order]) - error[order]
+    rivals = np.flatnonzero(lengths + error >= surely.min())
+    left = np.empty((len(rows), len(rivals)))  # at most so long before each step
+    left[0] = lengths[rivals] + error[rivals]
+    np.square(rows[:-1, rivals], out=left[1:])
+    np.subtract(left[0], np.cumsum(left[1:], axis=0), out=left[1:])
+    left[np.arange(len(rows))[:, None] >= taken[rivals]] = -np.inf
+    sure = surely > left.max(axis=1, initial=0.0)
+    return len(rows) if sure.all() else int(np.argmin(sure))
+
+
+def _greedy_among_longest(
+    rest: Float64[np.ndarray, "a c"], lengths: Float64[np.ndarray, " c"], count: int
+) -> Int64[np.ndarray, " s"]:
+    """The first pivots among the longest columns: `count`, or fewer where these are dependent; at least one."""
+    longest = np.arange(len(lengths))
+    if len(lengths) > CANDIDATES:
+        longest = np.argpartition(lengths, len(lengths) - CANDIDATES)[-CANDIDATES:]
+    pivots, rank = lapack.pivoted_cholesky(lapack.gram(np.take(rest, longest, axis=1)))
+    chosen: Int64[np.ndarray, " s"] = longest[pivots[: min(max(rank, 1), count)]]
+    return chosen
+
+
+def _reflectors(
+    panel: Float64[np.ndarray, "a s"],
+) -> tuple[Float64[np.ndarray, "a s"], Float64[np.ndarray, "s s"], Float64[np.ndarray, " s"]]:
+    """V, T and diag(R) of a QR by Householder's reflections, whose product is I - V T V'."""
+    qr, tau, _, info = scipy_lapack.dgeqrf(np.asfortranarray(panel), overwrite_a=True)
+    if info != 0:
+        raise RuntimeError(f"LAPACK dgeqrf failed with info={info}")
+    s = len(tau)
+    v = np.tril(qr, -1)
+    v[np.arange(s), np.arange(s)] = 1.0
+    v[:, tau == 0] = 0.0  # nothing to reflect
+    inverse = np.triu(v.T @ v, 1)
+    inverse[np.arange(s), np.arange(s)] = 1.0 / np.where(tau == 0, 1.0, tau)
+    t = np.eye(s)
+    lapack.solve_upper(np.ascontiguousarray(inverse), t)
+    return v, t, np.diagonal(qr).copy()
+
+
+def _to_front(order: Int64[np.ndarray, " s"], *arrays: Shaped[np.ndarray, "..."]) -> None:
+    """Exchange columns (entries of vectors) in place, so that those of `order` come first."""
+    s = len(order)
+    displaced = np.setdiff1d(np.arange(s), order, assume_unique=True)
+    vacated = order[order >= s]
+    for array in arrays:
+        taken, moved = array[..., order], array[..., displaced]
+        array[..., vacated] = moved
+        array[..., :s] = taken
+
+
+def _positive_qr(
+    a: Float64[np.ndarray, "m c"],
+) -> tuple[Float64[np.ndarray, "m c"], Float64[np.ndarray, "c c"]]:
+    """QR without pivoting, diag(R) >= 0."""
+    q, r = np.linalg.qr(a)
+    signs = _signs(np.diagonal(r))
+    return q * signs, r * signs[:, None]
+
+
+def _wanted(k: int, r_main: int, r_sub: int) -> Int64[np.ndarray, " r"]:
+    return np.concatenate([np.arange(k - r_main, k), np.arange(r_sub)])
+
+
+def _unit_vectors(m: int, wanted: Int64[np.ndarray, " r"]) -> Float64[np.ndarray, "m r"]:
+    unit = np.zeros((m, len(wanted)), order="F")
+    unit[wanted, np.arange(len(wanted))] = 1.0
+    return unit
+
+
+def _signs(values: Float64[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:
+    return np.where(values < 0, -1.0, 1.0)
+
+
+def _scatter(x: Float64[np.ndarray, "a r"], rows: Int64[np.ndarray, " a"], n: int) -> Float64[np.ndarray, "n r"]:
+    """Rows of x at their places among n, 0 elsewhere."""
+    full = np.zeros((n, x.shape[1]))
+    full[rows] = x
+    return full

@@ -1,0 +1,48 @@
+"""The layers that can be adapted, seen as matrices (out, in)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+
+
+def base_of(key: str, module: nn.Module) -> nn.Module:
+    """The layer of this name, without adapters that it may carry already.
+
+    Raises:
+        TypeError: no layer that can be adapted; the message says which can.
+    """
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(base, nn.Conv2d) and base.groups == 1:
+        return base
+    if isinstance(base, nn.Linear) and not isinstance(base, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return base
+    kind = f"{type(base).__name__} of {base.groups} groups" if isinstance(base, nn.Conv2d) else type(base).__name__
+    raise TypeError(
+        f"target module {key!r} is a {kind}, but RecycleLoRA adapts torch.nn.Linear, its 4-bit form of "
+        "bitsandbytes, and torch.nn.Conv2d without groups: narrow `target_modules`"
+    )
+
+
+def is_quantised(base: nn.Module) -> bool:
+    """Whether the weight is kept in fewer bits, as bitsandbytes does."""
+    return hasattr(base.weight, "quant_state")
+
+
+def weight_matrix(base: nn.Module) -> Float[Tensor, "out in"]:
+    """The weight as a matrix: a kernel with its height and width flattened into `in`, a quantised one unpacked."""
+    if is_quantised(base):
+        return dequantize_module_weight(base).detach()
+    weight: Tensor = base.weight  # type: ignore[assignment]
+    return weight.flatten(1)
+
+
+def matrix_shape(base: nn.Module) -> tuple[int, int]:
+    """(out, in) of `weight_matrix`, without unpacking it."""
+    if isinstance(base, nn.Conv2d):
+        height, width = base.kernel_size
+        return base.out_channels, base.in_channels * height * width
+    assert isinstance(base, nn.Linear)
+    return base.out_features, base.in_features

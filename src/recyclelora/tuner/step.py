@@ -1,0 +1,108 @@
+"""Forward and backward of an adapted linear layer at the cost of a plain LoRA of the same total rank.
+
+    y  = W0 x + b + s [B  D_B] [v; x0]      v = D_A x,  x0 = A0 x,  D_A = A - A0,  D_B = B - B0
+    dB = s g u'                             u = v + x0 = A x
+    dA = s (B' g) x'
+    dx = W0' g + s (D_A' (B' g) + A0' (D_B' g))
+
+The gradients need x and u alone, as those of a plain LoRA do, and nothing else is kept: the differences are small and
+are made again. A0 is one-hot where it comes from an RRQR; it is then given as the columns of its ones, and products
+with it are a choice of columns. The base's product is part of the function, so that the change is added in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Start = Float[Tensor, "r in"] | Int64[Tensor, " r"]
+"""A0, or the columns of its ones."""
+
+
+def difference_of_rows(A: Sequence[Float[Tensor, "_ in"]], A0: Start) -> Float[Tensor, "r in"]:
+    """D_A = A - A0, of the adapters' A under one another."""
+    joined = torch.cat(list(A))
+    if A0.is_floating_point():
+        return joined.sub_(A0)
+    return joined.scatter_add_(1, A0[:, None], joined.new_full((len(joined), 1), -1.0))
+
+
+def with_difference_of_columns(
+    B: Sequence[Float[Tensor, "out _"]], B0: Float[Tensor, "out r"]
+) -> Float[Tensor, "out r2"]:
+    """[B  D_B], D_B = B - B0, of the adapters' B side by side."""
+    joined = torch.cat([*B, *B], 1)
+    joined[:, B0.shape[1] :] -= B0
+    return joined
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """y of x, a linear layer whose weight is frozen, and the factors of its adapters, first all A, then all B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "*batch in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        scale: float,
+        B0: Float[Tensor, "out r"],
+        A0: Start,
+        *factors: Float[Tensor, "..."],
+    ) -> Float[Tensor, "*batch out"]:
+        A, B = factors[: len(factors) // 2], factors[len(factors) // 2 :]
+        autocast = _autocast_dtype(x)
+        rows, w, b = x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias
+        if autocast is not None:
+            rows, w, b = rows.to(autocast), w.to(autocast), None if b is None else b.to(autocast)
+        small = autocast or B0.dtype  # what the change is computed in
+        y = F.linear(rows, w, b)
+        narrow = rows.to(small)
+        v = narrow @ difference_of_rows(A, A0).to(small).T
+        x0 = narrow @ A0.to(small).T if A0.is_floating_point() else narrow.index_select(1, A0)
+        up = with_difference_of_columns(B, B0).to(small).T
+        if y.dtype == small:
+            y.addmm_(torch.cat([v, x0], 1), up, alpha=scale)
+        else:
+            y += torch.cat([v, x0], 1).matmul(up).mul_(scale)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        ctx.save_for_backward(rows, v.add_(x0), w, B0, A0, *factors)
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "*batch out"]) -> tuple[Tensor | None, ...]:
+        rows, u, w, B0, A0, *factors = ctx.saved_tensors
+        A, B = factors[: len(factors) // 2], factors[len(factors) // 2 :]
+        small, r, scale = u.dtype, B0.shape[1], ctx.scale
+        g = grad.reshape(len(rows), grad.shape[-1])
+        narrow = g.to(small)
+        h = narrow @ with_difference_of_columns(B, B0).to(small)
+        dA = h[:, :r].T.matmul(rows.to(small)).mul_(scale).to(A[0].dtype)
+        dB = u.T.matmul(narrow).mul_(scale).to(B[0].dtype).T
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = g @ w
+            wide = dx if dx.dtype == small else dx.to(small)
+            wide.addmm_(h[:, :r], difference_of_rows(A, A0).to(small), alpha=scale)
+            if A0.is_floating_point():
+                wide.addmm_(h[:, r:], A0.to(small), alpha=scale)
+            else:
+                wide.index_add_(1, A0, h[:, r:], alpha=scale)
+            dx = wide.to(ctx.dtype).view(ctx.shape)
+        db = g.sum(0) if ctx.needs_input_grad[2] else None
+        ranks = [a.shape[0] for a in A]
+        return dx, None, db, None, None, None, *dA.split(ranks), *dB.split(ranks, 1)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in; None where it is off or does not touch x."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
