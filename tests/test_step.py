@@ -10,6 +10,7 @@ from recyclelora import RecycleLoraConfig
 from recyclelora.factors import one_hot
 from recyclelora.tuner import RecycleLoraLayer
 from recyclelora.tuner.step import AdaptedLinear
+from saved import saved_bytes
 from vits import images, tiny_vit
 
 RANKS = (3, 2)
@@ -125,24 +126,6 @@ def test_mixed_precisions_give_gradients_of_the_parameters_own(autocast):
         *(t.detach().double() if t.is_floating_point() else t for t in (x, weight, bias, B0, A0, *factors))
     )
     torch.testing.assert_close(y.double(), expected, atol=0.1, rtol=0.05)
-
-
-def saved_bytes(model, run):
-    """Of all storages kept for the backward pass, each once, without parameters and buffers."""
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = run()
-    total = sum(kept.values())
-    del loss
-    return total
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16 autocast"])

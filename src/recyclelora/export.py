@@ -25,7 +25,8 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
         path: folder to write `adapter_config.json` and `adapter_model.safetensors` into.
 
     Raises:
-        ValueError: the model has no RecycleLoRA adapter of that name.
+        ValueError: the model has no RecycleLoRA adapter of that name, or has one on a convolution that PEFT's LoRA does
+            not know.
         UserError: `path` holds files already and `overwrite` is not set.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -42,6 +43,7 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
 
     tensors = {}
     for name, layer in layers.items():
+        _check_convolution(name, layer.get_base_layer())
         down, up = layer.lora_weights(adapter_name)
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
@@ -62,3 +64,11 @@ def to_lora(model: nn.Module, path: str | Path, adapter_name: str = "default", o
         inference_mode=True,
     ).save_pretrained(str(path))
     return path
+
+
+def _check_convolution(name: str, base: nn.Module) -> None:
+    if isinstance(base, nn.Conv2d) and (set(base.dilation) != {1} or base.padding_mode != "zeros"):
+        raise ValueError(
+            f"layer {name!r}: PEFT's LoRA of a convolution knows no dilation, found {base.dilation}, and no padding "
+            f"but zeros, found {base.padding_mode!r}: merge the adapter, or save it as a RecycleLoRA one"
+        )

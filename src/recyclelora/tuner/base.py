@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
@@ -34,9 +36,11 @@ def is_quantised(base: nn.Module) -> bool:
 def weight_matrix(base: nn.Module) -> Float[Tensor, "out in"]:
     """The weight as a matrix: a kernel with its height and width flattened into `in`, a quantised one unpacked."""
     if is_quantised(base):
+        weight: Any = base.weight
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            base.state_dict()  # makes bitsandbytes undo an order of its own that is not understood below
         return dequantize_module_weight(base).detach()
-    weight: Tensor = base.weight  # type: ignore[assignment]
-    return weight.flatten(1)
+    return cast(Tensor, base.weight).flatten(1)
 
 
 def matrix_shape(base: nn.Module) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from recyclelora.factors import Factors, one_hot
 from recyclelora.tuner.base import is_quantised, matrix_shape
 from recyclelora.tuner.config import RecycleLoraConfig
-from recyclelora.tuner.step import AdaptedLinear, Start, difference_of_rows, with_difference_of_columns
+from recyclelora.tuner.step import AdaptedLinear, Start, difference_of_columns, difference_of_rows
 
 PREFIX = "recycle_"
 Role = Literal["main", "sub"]
@@ -69,11 +69,11 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, name: str, config: RecycleLoraConfig, factors: Factors | None) -> None:
         """Add an adapter from its initial factors, or, where they are None, an empty one to be loaded into."""
         factors = factors or self._unloaded(config)
-        rows = factors.initial_rows(self.in_features)
+        rows, basis = factors.initial_rows(self.in_features), factors.basis.T.contiguous().T
         for role, part in self._parts(config.r_main, config.r_sub).items():
             getattr(self, f"recycle_A_{role}")[name] = nn.Parameter(rows[part].clone())
-            getattr(self, f"recycle_B_{role}")[name] = nn.Parameter(factors.basis[:, part].clone())
-        self.recycle_B0[name] = factors.basis
+            getattr(self, f"recycle_B_{role}")[name] = nn.Parameter(basis[:, part].clone())
+        self.recycle_B0[name] = basis
         if factors.index is not None:
             self.recycle_index[name] = factors.index
         else:
@@ -116,7 +116,7 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
         B0, A0 = self._start(name)
         rows = difference_of_rows(A, A0)
         dense = A0 if A0.is_floating_point() else one_hot(A0, self.in_features, rows.dtype)
-        return torch.cat([rows, dense]), with_difference_of_columns(B, B0)
+        return torch.cat([rows, dense]), torch.cat([*B, difference_of_columns(B, B0)], 1)
 
     def lora_weights(self, name: str) -> tuple[Float[Tensor, "r2 ..."], Float[Tensor, "out r2 ..."]]:
         """`difference_factors` in the shapes of the weights of a LoRA on a layer of this kind."""

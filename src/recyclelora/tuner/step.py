@@ -1,13 +1,14 @@
 """Forward and backward of an adapted linear layer at the cost of a plain LoRA of the same total rank.
 
-    y  = W0 x + b + s [B  D_B] [v; x0]      v = D_A x,  x0 = A0 x,  D_A = A - A0,  D_B = B - B0
-    dB = s g u'                             u = v + x0 = A x
-    dA = s (B' g) x'
-    dx = W0' g + s (D_A' (B' g) + A0' (D_B' g))
+    y  = W0 x + b + [B0  D_B] [v; u]        v = s D_A x,  u = s A x = v + s A0 x,  D_A = A - A0,  D_B = B - B0
+    dB = g u'
+    dA = h x'                               h = s B' g
+    dx = W0' g + D_A' h + s A0' (D_B' g)
 
 The gradients need x and u alone, as those of a plain LoRA do, and nothing else is kept: the differences are small and
 are made again. A0 is one-hot where it comes from an RRQR; it is then given as the columns of its ones, and products
-with it are a choice of columns. The base's product is part of the function, so that the change is added in place.
+with it are a choice of columns. Columns of B lie together in memory, so that adapters are joined cheaply and gradients
+come in the same order. The base's product is part of the function, so that the change is added in place.
 """
 
 from __future__ import annotations
@@ -32,13 +33,9 @@ def difference_of_rows(A: Sequence[Float[Tensor, "_ in"]], A0: Start) -> Float[T
     return joined.scatter_add_(1, A0[:, None], joined.new_full((len(joined), 1), -1.0))
 
 
-def with_difference_of_columns(
-    B: Sequence[Float[Tensor, "out _"]], B0: Float[Tensor, "out r"]
-) -> Float[Tensor, "out r2"]:
-    """[B  D_B], D_B = B - B0, of the adapters' B side by side."""
-    joined = torch.cat([*B, *B], 1)
-    joined[:, B0.shape[1] :] -= B0
-    return joined
+def difference_of_columns(B: Sequence[Float[Tensor, "out _"]], B0: Float[Tensor, "out r"]) -> Float[Tensor, "out r"]:
+    """D_B = B - B0, of the adapters' B side by side."""
+    return torch.cat([b.T for b in B]).sub_(B0.T).T
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -63,15 +60,16 @@ class AdaptedLinear(torch.autograd.Function):
         small = autocast or B0.dtype  # what the change is computed in
         y = F.linear(rows, w, b)
         narrow = rows.to(small)
-        v = narrow @ difference_of_rows(A, A0).to(small).T
+        v = narrow.matmul(difference_of_rows(A, A0).to(small).T).mul_(scale)
         x0 = narrow @ A0.to(small).T if A0.is_floating_point() else narrow.index_select(1, A0)
-        up = with_difference_of_columns(B, B0).to(small).T
+        u = torch.add(v, x0, alpha=scale)
+        up = torch.cat([B0.T, difference_of_columns(B, B0).T]).to(small)
         if y.dtype == small:
-            y.addmm_(torch.cat([v, x0], 1), up, alpha=scale)
+            y.addmm_(torch.cat([v, u], 1), up)
         else:
-            y += torch.cat([v, x0], 1).matmul(up).mul_(scale)
+            y += torch.cat([v, u], 1) @ up
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
-        ctx.save_for_backward(rows, v.add_(x0), w, B0, A0, *factors)
+        ctx.save_for_backward(rows, u, w, B0, A0, *factors)
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -82,18 +80,20 @@ class AdaptedLinear(torch.autograd.Function):
         small, r, scale = u.dtype, B0.shape[1], ctx.scale
         g = grad.reshape(len(rows), grad.shape[-1])
         narrow = g.to(small)
-        h = narrow @ with_difference_of_columns(B, B0).to(small)
-        dA = h[:, :r].T.matmul(rows.to(small)).mul_(scale).to(A[0].dtype)
-        dB = u.T.matmul(narrow).mul_(scale).to(B[0].dtype).T
+        up = torch.cat([B0.T, difference_of_columns(B, B0).T]).to(small)
+        start, difference = (narrow @ up.T).split(r, 1)
+        h = torch.add(start, difference).mul_(scale)
+        dA = h.T.matmul(rows.to(small)).to(A[0].dtype)
+        dB = u.T.matmul(narrow).to(B[0].dtype).T
         dx = None
         if ctx.needs_input_grad[0]:
             dx = g @ w
             wide = dx if dx.dtype == small else dx.to(small)
-            wide.addmm_(h[:, :r], difference_of_rows(A, A0).to(small), alpha=scale)
+            wide.addmm_(h, difference_of_rows(A, A0).to(small))
             if A0.is_floating_point():
-                wide.addmm_(h[:, r:], A0.to(small), alpha=scale)
+                wide.addmm_(difference, A0.to(small), alpha=scale)
             else:
-                wide.index_add_(1, A0, h[:, r:], alpha=scale)
+                wide.index_add_(1, A0, difference, alpha=scale)
             dx = wide.to(ctx.dtype).view(ctx.shape)
         db = g.sum(0) if ctx.needs_input_grad[2] else None
         ranks = [a.shape[0] for a in A]
