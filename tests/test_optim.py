@@ -39,6 +39,20 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate():
     }  # fmt: skip
 
 
+def test_a_head_can_have_a_rate_of_its_own_and_a_trained_backbone_has_that_of_adapters():
+    model = WithHead()
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(not parameter.requires_grad)  # the backbone in place of its adapters
+    groups = {g["name"]: g for g in param_groups(model, 1e-3, 0.05, head_lr=0.1)}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "backbone": (1e-3, 0.05), "backbone undecayed": (1e-3, 0.0), "adapter": (1e-3, 0.0), "other": (0.1, 0.05),
+        "undecayed": (0.1, 0.0),
+    }  # fmt: skip
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert all(names[id(p)].endswith(".base_layer.bias") for p in groups["adapter"]["params"])
+    assert all(".norm" in names[id(p)] for p in groups["backbone undecayed"]["params"])
+
+
 def test_of_the_published_head_norms_positions_and_levels_are_not_decayed():
     with torch.device("meta"):
         head = Mask2FormerHead([48] * 4, 5)

@@ -160,10 +160,13 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("augment: {cat_max_ratio: 1.5}", ["augment.cat_max_ratio: ", "less than or equal to 1", "1.5"]),
         ("batch_size: 0", ["batch_size: ", "greater than 0", "found 0"]),
         ("precision: 16-mixed", ["precision: ", "'32-true', 'bf16-mixed' or '64-true'", "'16-mixed'"]),
-        ("method: lora", ["method: ", "'recyclelora', 'frozen' or 'imported'", "'lora'"]),
+        ("method: loora", ["method: ", "'recyclelora'", "'rein' or 'imported'", "'loora'"]),
+        ("method: lora\nadapter: {r_main: 4}", ["method lora has no r_main; it takes rank, alpha"]),
+        ("adapter: {rank: 4}", ["method recyclelora has no rank; it takes r_main, r_sub, alpha"]),
+        ("method: rein\nadapter: {target_modules: [a]}", ["method rein has no target_modules; it takes tokens, rank"]),
         ("head: liner", ["unknown head 'liner'", "did you mean 'linear'?"]),
         ("adapter: {r_main: 0, r_sub: 0}", ["adapter: r_main and r_sub must not both be 0"]),
-        ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr' or 'svd'", "'qr'"]),
+        ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr', 'svd' or 'weighted-svd'", "'qr'"]),
     ],
 )
 def test_wrong_settings_are_named_with_what_was_expected(write, lines, parts):
@@ -229,6 +232,18 @@ def test_text_that_could_be_a_number_stays_text_in_the_round_trip(tmp_path, text
 
 def test_a_stride_that_leaves_gaps_is_refused_before_training():
     refused(lambda: make_recipe({"sources": ["streets"], "evaluation": {"window": 32, "stride": 64}}), "stride")
+
+
+def test_what_is_not_said_of_an_adapter_is_its_methods_default():
+    def adapter(**values):
+        found = make_recipe({"sources": ["streets"], **values}).adapter.model_dump()
+        return {key: value for key, value in found.items() if value is not None}
+
+    assert adapter() == {"r_main": 32, "r_sub": 4, "alpha": 1.0, "scaling": "rank", "decomposition": "rrqr"}
+    assert adapter(method="recyclelora-sub")["r_main"] == 0
+    assert adapter(method="lora", adapter={"rank": 8}) == {"rank": 8, "alpha": 36.0}
+    assert adapter(method="rein") == {"tokens": 100, "rank": 16}
+    assert adapter(method="frozen") == {}
 
 
 def test_an_infinite_rate_is_refused():

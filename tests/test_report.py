@@ -258,7 +258,7 @@ def test_facts_tell_how_a_run_was_trained(tmp_path, metrics):
         "method": "recyclelora",
         "backbone": "vit_small_patch14_dinov2.lvd142m",
         "base weights": "hub (0123456789ab…)",
-        "ranks": "main 6, sub 2 (rrqr)",
+        "adapter": "r_main 6, r_sub 2, alpha 1, scaling rank, decomposition rrqr",
         "trained parameters": "1,234,567 + 89 (head)",
         "sources": "clear (40 images), fog (2 images)",
         "steps × batch": "8 × 3, crop 64",
@@ -267,7 +267,7 @@ def test_facts_tell_how_a_run_was_trained(tmp_path, metrics):
         "training time": "4 s",
     }
     frozen = run_facts(Run(tmp_path, make_recipe({**settings, "method": "frozen"}), info))
-    assert (frozen["ranks"], frozen["learning rate"], frozen["training time"]) == ("–", "0.0003", "–")
+    assert (frozen["adapter"], frozen["learning rate"], frozen["training time"]) == ("–", "0.0003", "–")
 
 
 def test_a_page_without_metrics(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
 from recyclelora import plots
 from recyclelora.data.check import DataCheck, Problem
+from recyclelora.pages import write_page
 
 
 def print_check(check: DataCheck, console: Console | None = None) -> None:
@@ -50,18 +51,11 @@ def _class_table(check: DataCheck) -> Table:
 
 def write_check(path: Path, check: DataCheck) -> Path:
     """Write the page; an existing file is replaced."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("recyclelora", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "number": number, "times": times, "cases": cases}
+    filters: dict[str, Any] = {"percent": percent, "number": number, "times": times, "cases": cases}
     spreads = check.spreads()
     shares = {split: dict(zip(check.names, s.shares.tolist(), strict=True)) for split, s in spreads.items()}
-    page = environment.get_template("data_check.html.j2").render(
-        check=check, spreads=spreads, plot=plots.class_distribution(shares) if shares else ""
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    plot = plots.class_distribution(shares) if shares else ""
+    return write_page(path, "data_check.html.j2", filters, check=check, spreads=spreads, plot=plot)
 
 
 def percent(share: float) -> str:

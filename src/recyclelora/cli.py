@@ -20,12 +20,15 @@ import recyclelora
 from recyclelora import demo as _demo
 from recyclelora import import_checkpoint as published
 from recyclelora.check_report import print_check, write_check
+from recyclelora.compare import compare as side_by_side
+from recyclelora.compare import variants_of
 from recyclelora.data.check import DataCheck, check_data
 from recyclelora.data.folders import IMAGE_SUFFIXES, read_image
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.evaluation.evaluate import TargetScore, mean_miou
 from recyclelora.evaluation.protocols import PROTOCOLS
+from recyclelora.methods import METHODS
 from recyclelora.recipe import read_recipe
 from recyclelora.results import open_targets, score_targets, write_page
 from recyclelora.run import Run, load, open_run
@@ -155,6 +158,74 @@ def _numbers(text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--scales {text}: expected numbers with commas between, as in 0.75,1,1.25") from None
+
+
+@app.command()
+def compare(
+    recipe: Annotated[Path, typer.Option(help="YAML file of the settings that all methods share.")],
+    methods: Annotated[str, typer.Option(help=f"With commas between: {', '.join(METHODS)}.", metavar="A,B,...")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.", metavar="DIR")],
+    seeds: Annotated[str, typer.Option(help="With commas between.", metavar="0,1,...")] = "0,1,2",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set to score on, as in `evaluate`; can be repeated. The recipe's if not given."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that the others are compared to; the first if not given.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change one setting of all methods, or of one, as in `--set lora:optim.lr=1e-3`; can be repeated.",
+            metavar="[METHOD:]KEY=VALUE",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Take this many images of each target, evenly spaced.")] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Trainings at a time, sharing the cores; 0 makes them in this process.", min=0)
+    ] = 1,
+    pictures: Annotated[int, typer.Option(help="Example pictures a target on the page.", min=0)] = 1,
+) -> dict[str, Any]:
+    """Train and score several methods with several seeds: tables, plots, paired differences with intervals, costs.
+
+    Called again, it goes on where it stopped: a training that is done is never done again.
+    """
+    variants = variants_of([name.strip() for name in methods.split(",")], change or [])
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {seeds}: expected whole numbers with commas between, as in 0,1,2") from None
+    summary = side_by_side(read_recipe(recipe), variants, numbers, out, target or [], baseline, limit, jobs, pictures)
+    print_comparison(summary)
+    say(f"written: {out / 'results.json'} and {out / 'report.html'}")
+    return summary
+
+
+def print_comparison(summary: dict[str, Any]) -> None:
+    """mIoU in percent, mean and deviation over seeds, and the difference to the baseline."""
+    columns = summary["columns"]
+    table = Table()
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column, justify="right")
+    table.add_column(f"{columns[-1] if columns else ''} − {summary['baseline']}", justify="right")
+    for name, row in summary["variants"].items():
+        if "error" in row:
+            table.add_row(name, row["error"])
+            continue
+        cells = [_mean_and_std(row["scores"][column]) for column in columns]
+        found = row.get("difference", {}).get(columns[-1])
+        table.add_row(name, *cells, _with_interval(found) if found else "")
+    Console(width=max(80, 40 + 14 * len(columns))).print(table)
+
+
+def _mean_and_std(score: dict[str, Any]) -> str:
+    return f"{100 * score['mean']:.2f}" + (f" ± {100 * score['std']:.2f}" if score["std"] is not None else "")
+
+
+def _with_interval(found: dict[str, float]) -> str:
+    return f"{100 * found['mean']:+.2f} [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
 
 
 @app.command()

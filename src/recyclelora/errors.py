@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something outside the program is wrong; the command line prints its message without a traceback."""
 
 
+class DivergedError(UserError):
+    """A training whose loss is no number any more."""
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """The known names nearest to `word`, as the end of an error message."""
     known = sorted(set(known))

@@ -1,7 +1,8 @@
 """Initial factors of the two adapters of one linear layer, B0 (out, r) and A0 (r, in), main before sub.
 
-    rrqr   B0 = columns of Q, A0 = one-hot rows at the pivots       (RecycleLoRA, arXiv 2603.28142)
-    svd    B0 = columns of U, A0 = rows of V', singular values unused
+    rrqr           B0 = columns of Q, A0 = one-hot rows at the pivots      (RecycleLoRA, arXiv 2603.28142)
+    svd            B0 = columns of U, A0 = rows of V', singular values unused
+    weighted-svd   B0 = U sqrt(S), A0 = sqrt(S) V'                         (MiLoRA, arXiv 2406.09044; SoMA, 2412.04077)
 
 Main takes the last r_main directions (minor), sub the first r_sub (major).
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from recyclelora import rrqr
 from recyclelora.rrqr.lapack import one_blas_thread
 
-Decomposition = Literal["rrqr", "svd"]
+Decomposition = Literal["rrqr", "svd", "weighted-svd"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def initial_factors(
     """
     if decomposition not in get_args(Decomposition):
         raise ValueError(f"unknown decomposition {decomposition!r}; known: {', '.join(get_args(Decomposition))}")
-    if decomposition == "svd":
-        return _svd_factors(weight, r_main, r_sub)
+    if decomposition != "rrqr":
+        return _svd_factors(weight, r_main, r_sub, weighted=decomposition == "weighted-svd")
     return _rrqr_factors(rrqr.directions(weight, r_main, r_sub))
 
 
@@ -74,14 +75,17 @@ def _rrqr_factors(drawn: rrqr.Directions) -> Factors:
     )
 
 
-def _svd_factors(weight: Shaped[Tensor, "out in"], r_main: int, r_sub: int) -> Factors:
+def _svd_factors(weight: Shaped[Tensor, "out in"], r_main: int, r_sub: int, weighted: bool) -> Factors:
     rrqr.check_ranks(tuple(weight.shape), r_main, r_sub)
     w = rrqr.to_float64(weight)
     with one_blas_thread():
-        u, _, vt = scipy.linalg.svd(w, full_matrices=False, overwrite_a=True, check_finite=False)
+        u, values, vt = scipy.linalg.svd(w, full_matrices=False, overwrite_a=True, check_finite=False)
     k = min(w.shape)
     wanted = np.r_[k - r_main : k, :r_sub]
     u, vt = _fix_signs(u[:, wanted], vt[wanted])
+    if weighted:
+        roots = np.sqrt(values[wanted])
+        u, vt = u * roots, vt * roots[:, None]
     return Factors(basis=_float32(u), index=None, rows=_float32(vt))
 
 

@@ -56,6 +56,52 @@ def miou_bars(scores: Mapping[str, Mapping[str, float | None]]) -> str:
         return _svg(figure)
 
 
+def spread_dots(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Sequence[str]) -> str:
+    """mIoU in percent, a panel a column, a line a method: a dot a seed, a bar at their mean.
+
+    `scores[method][column]` holds `values` and `mean` in 0..1.
+    """
+    methods = list(scores)[::-1]
+    with mpl.rc_context(STYLE):
+        across = min(4, len(columns))
+        down = -(-len(columns) // across)
+        figure = Figure(figsize=(2.3 * across + 1.2, down * (0.6 + 0.2 * len(methods))), layout="constrained")
+        panels = np.ravel(figure.subplots(down, across, sharey=True, squeeze=False))
+        for axes, column in zip(panels, columns, strict=False):
+            for place, method in enumerate(methods):
+                score = scores[method][column]
+                axes.plot([100 * value for value in score["values"]], [place] * len(score["values"]), "o",
+                          color=PALETTE[1], alpha=0.55, markersize=4)  # fmt: skip
+                axes.plot([100 * score["mean"]] * 2, [place - 0.3, place + 0.3], color=PALETTE[2], linewidth=2)
+            axes.set_title(column, fontsize=10)
+            axes.set_yticks(range(len(methods)), methods)
+            axes.set_ylim(-0.6, len(methods) - 0.4)
+        for axes in panels[len(columns) :]:
+            axes.set_visible(False)
+        figure.supxlabel("mIoU (%)", fontsize=10)
+        return _svg(figure)
+
+
+def difference_forest(differences: Mapping[str, Mapping[str, float]], column: str) -> str:
+    """Differences to a baseline in points with their intervals, a line a method: `mean`, `low` and `high` in 0..1."""
+    if not differences:
+        return ""
+    methods = list(differences)[::-1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.8 + 0.24 * len(methods)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=PALETTE[0], linewidth=1)
+        for place, method in enumerate(methods):
+            low, mean, high = (100 * differences[method][key] for key in ("low", "mean", "high"))
+            colour = PALETTE[1] if low > 0 else PALETTE[2] if high < 0 else PALETTE[0]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+            axes.plot([mean], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set(xlabel=f"difference of mIoU, {column} (points)", ylim=(-0.6, len(methods) - 0.4))
+        axes.grid(axis="y", visible=False)
+        return _svg(figure)
+
+
 def class_distribution(shares: Mapping[str, Mapping[str, float]]) -> str:
     """Share of each class in the labelled pixels in percent, on a logarithmic axis: `shares[split][class]` in 0..1.
 

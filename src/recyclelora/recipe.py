@@ -17,9 +17,34 @@ from recyclelora.errors import UserError, did_you_mean
 from recyclelora.evaluation.protocols import PROTOCOLS
 from recyclelora.factors import Decomposition
 from recyclelora.heads import HEADS
+from recyclelora.tuner.config import Scaling
 
-Method = Literal["recyclelora", "frozen", "imported"]
-"""What is trained beside the head: adapters or nothing; `imported` is a published model, which is not trained."""
+Method = Literal[
+    "recyclelora", "recyclelora-main", "recyclelora-sub", "frozen", "full", "lora", "dora", "pissa", "olora", "mica",
+    "milora", "soma", "rein", "imported",
+]  # fmt: skip
+"""What is trained beside the head; `imported` is a published model, which is not trained."""
+
+_BOTH = {"r_main": 32, "r_sub": 4, "alpha": 1.0, "scaling": "rank", "decomposition": "rrqr"}
+_LORA = {"rank": 36, "alpha": 36.0}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "recyclelora": _BOTH,
+    "recyclelora-main": _BOTH | {"r_sub": 0},
+    "recyclelora-sub": _BOTH | {"r_main": 0},
+    "lora": _LORA,
+    "dora": _LORA,
+    "pissa": _LORA,
+    "olora": _LORA,
+    "mica": _LORA,
+    "milora": _LORA,
+    "soma": {"rank": 16, "alpha": 16.0},
+    "rein": {"tokens": 100, "rank": 16},
+    "frozen": {},
+    "full": {},
+    "imported": _BOTH,
+}
+"""The settings of each method's adapter and their defaults: those of its publication; where that speaks of language
+models alone, the total rank of the published RecycleLoRA, and a scale alpha / rank of 1."""
 
 
 class Settings(BaseModel):
@@ -62,24 +87,38 @@ class BackboneSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """The two adapters; see `recyclelora.RecycleLoraConfig`."""
+    """The adapter of a method; what is not given is as `ADAPTERS` says, and what a method does not have is refused.
 
-    r_main: int = Field(32, ge=0)
-    r_sub: int = Field(4, ge=0)
-    alpha: float = Field(1.0, gt=0)
-    decomposition: Decomposition = "rrqr"
+    `r_main`, `r_sub`, `scaling` and `decomposition`: see `recyclelora.RecycleLoraConfig`. `rank` and `alpha`: of one
+    LoRA, scaled by alpha / rank; of Rein, the rank of its `tokens`. `target_modules`: layers by ending or regex.
+    `layers_to_transform`: numbers of blocks (SoMA: the last two thirds, if not given).
+    """
+
+    r_main: int | None = Field(None, ge=0)
+    r_sub: int | None = Field(None, ge=0)
+    rank: int | None = Field(None, gt=0)
+    tokens: int | None = Field(None, gt=1)
+    alpha: float | None = Field(None, gt=0)
+    scaling: Scaling | None = None
+    decomposition: Decomposition | None = None
     target_modules: list[str] | str | None = None
     layers_to_transform: list[int] | None = None
 
 
 class OptimSettings(Settings):
-    """AdamW; polynomial learning rate to 0, cosine weight decay."""
+    """AdamW; polynomial learning rate to 0, cosine weight decay.
+
+    `head_lr` is that of the head, `lr` where it is not given. `average` is the decay of a moving average of what is
+    trained, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
+    """
 
     lr: float = Field(1e-4, gt=0)
+    head_lr: float | None = Field(None, gt=0)
     sub_lr_ratio: float = Field(0.5, ge=0)
     power: float = Field(0.9, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     final_weight_decay: float = Field(1e-5, ge=0)
+    average: float = Field(0.0, ge=0, lt=1)
 
 
 class AugmentSettings(Settings):
@@ -138,14 +177,27 @@ class Recipe(Settings):
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_adapter(cls, values: Any) -> Any:
+        """The defaults of the method's adapter in place of what is not given."""
+        if not isinstance(values, dict):
+            return values
+        method, given = values.get("method", "recyclelora"), values.get("adapter", {})
+        if isinstance(given, AdapterSettings):
+            given = given.model_dump()
+        if method not in ADAPTERS or not isinstance(given, dict):
+            return values  # refused later, by name
+        given = {key: value for key, value in given.items() if value is not None}
+        return {**values, "adapter": {**ADAPTERS[method], **given}}
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if not self.sources and self.method != "imported":
             raise ValueError(f"sources: at least 1 is required, as in `sources: [folder=town]`, found {self.sources}")
         if self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
-        if self.adapter.r_main + self.adapter.r_sub == 0:
-            raise ValueError("adapter: r_main and r_sub must not both be 0")
+        self._check_adapter()
         if self.evaluation.protocol not in PROTOCOLS:
             raise ValueError(
                 f"evaluation: unknown protocol {self.evaluation.protocol!r}; "
@@ -163,6 +215,18 @@ class Recipe(Settings):
         if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
             raise ValueError(f"augment: scale {self.augment.scale} is no range of positive numbers")
         return self
+
+    def _check_adapter(self) -> None:
+        known = ADAPTERS[self.method]
+        if self.method not in ("frozen", "full", "imported"):
+            places = {"target_modules", "layers_to_transform"} if self.method != "rein" else set()
+            given = {key for key, value in self.adapter.model_dump().items() if value is not None}
+            strange = sorted(given - known.keys() - places)
+            if strange:
+                takes = ", ".join([*known, *sorted(places)])
+                raise ValueError(f"adapter: method {self.method} has no {strange[0]}; it takes {takes}")
+        if "r_main" in known and not (self.adapter.r_main or self.adapter.r_sub):
+            raise ValueError("adapter: r_main and r_sub must not both be 0")
 
     @property
     def window(self) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -18,6 +17,8 @@ from recyclelora import plots
 from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
 from recyclelora.evaluation.evaluate import Predict, TargetScore, mean_miou, scored_prediction
+from recyclelora.pages import write_page
+from recyclelora.recipe import ADAPTERS, Recipe
 from recyclelora.run import Run
 
 PICTURE_WIDTH = 480
@@ -58,7 +59,6 @@ def take_examples(models: Mapping[str, Predict], domain: Domain, count: int) -> 
 def run_facts(run: Run) -> dict[str, str]:
     """How a run was trained, for a table."""
     recipe, info = run.recipe, run.info
-    adapter = recipe.adapter
     lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
     if imported := info.get("imported"):
         return {
@@ -68,19 +68,31 @@ def run_facts(run: Run) -> dict[str, str]:
             "parameters": f"{info['parameters']['backbone']:,} + {info['parameters']['head']:,} (head)",
             "sources": "not known",
         }
-    has_adapter = recipe.method != "frozen"
     return {
         "method": recipe.method,
         "backbone": recipe.backbone.model,
         "base weights": f"{recipe.backbone.weights} ({info['weights_sha256'][:12]}…)",
-        "ranks": f"main {adapter.r_main}, sub {adapter.r_sub} ({adapter.decomposition})" if has_adapter else "–",
+        "adapter": _adapter_facts(recipe),
         "trained parameters": f"{info['parameters']['adapters']:,} + {info['parameters']['head']:,} (head)",
         "sources": ", ".join(f"{source['label']} ({source['images']} images)" for source in info["sources"]),
         "steps × batch": f"{recipe.steps} × {recipe.batch_size}, crop {recipe.crop}",
-        "learning rate": f"{recipe.optim.lr:g}" + (f", sub × {recipe.optim.sub_lr_ratio:g}" if has_adapter else ""),
+        "learning rate": f"{recipe.optim.lr:g}"
+        + (f", sub × {recipe.optim.sub_lr_ratio:g}" if recipe.adapter.r_sub else "")
+        + (f", head {recipe.optim.head_lr:g}" if recipe.optim.head_lr else ""),
         "seed": str(recipe.seed),
         "training time": f"{json.loads(lines[-1])['seconds']:.0f} s" if lines else "–",
     }
+
+
+def _adapter_facts(recipe: Recipe) -> str:
+    known = ADAPTERS[recipe.method]
+    settings = {key: value for key, value in recipe.adapter.model_dump().items() if key in known}
+    return (
+        ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items()
+        )
+        or "–"
+    )
 
 
 def write_report(
@@ -103,13 +115,12 @@ def write_report(
         seen: labels of targets from the domain that was trained on; the others count as unseen.
         notes: what a reader must know to judge the figures.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("recyclelora", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "jpeg": _jpeg, "png": _png, "hex": _hex}
     targets = [score.label for score in models[0].scores]
     curves = {m.name: _curve(m.metrics) for m in models if m.metrics is not None}
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        path,
+        "report.html.j2",
+        PICTURE_FILTERS,
         title=title,
         lead=lead,
         protocol=protocol,
@@ -124,12 +135,6 @@ def write_report(
         examples=examples,
         legend=_legend(examples),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
 
 
 def _curve(metrics: Path) -> tuple[list[int], list[float]]:
@@ -148,6 +153,11 @@ def _legend(examples: Mapping[str, Sequence[Example]]) -> dict[str, LabelSpace]:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _points(value: float) -> str:
+    """A difference of scores in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _hex(colour: tuple[int, int, int]) -> str:
@@ -175,3 +185,7 @@ def _uri(suffix: str, image: UInt8[np.ndarray, "h w 3"], options: list[int]) -> 
     data = cv2.imencode(suffix, image[..., ::-1], options)[1].tobytes()
     kind = "jpeg" if suffix == ".jpg" else "png"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+PICTURE_FILTERS: dict[str, Any] = {"percent": _percent, "points": _points, "jpeg": _jpeg, "png": _png, "hex": _hex}
+"""How templates write scores, differences, colours and pictures."""

@@ -5,7 +5,7 @@ RUN/recipe.yaml                     all settings, resolved
     manifests/                      the images of each source, a text file a source
     metrics.jsonl                   one line a step: loss, learning rate, seconds
     checkpoints/last.safetensors    to go on from: adapter, its buffers, head, optimiser
-    adapter/                        the trained adapter, as PEFT writes and reads it
+    adapter/                        the trained adapter, as PEFT writes and reads it, and other trained weights
     backbone.safetensors            the whole backbone, merged, in place of an adapter, where the run was imported
     head.safetensors                the trained head; written last, so it is there when the run is finished
 """
@@ -33,7 +33,7 @@ from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.evaluation.protocols import Plan, make_plan
 from recyclelora.heads import HEADS
-from recyclelora.methods import attach, merge_saved, save_adapter
+from recyclelora.methods import TRAINED, attach, merge_saved, save_trained
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.segmenter import Segmenter
 from recyclelora.weights import weights_hash
@@ -111,7 +111,7 @@ class Run:
 
     def save_result(self, segmenter: Segmenter) -> None:
         """Write the trained adapter and head."""
-        save_adapter(segmenter.backbone, self.path / "adapter")
+        save_trained(segmenter.backbone, self.path / "adapter")
         self.save_head(segmenter.head)
 
     def save_head(self, head: nn.Module) -> None:
@@ -151,7 +151,8 @@ def remove_run(path: Path) -> None:
     files = [
         path / name for name in ("recipe.yaml", "run.json", "metrics.jsonl", "backbone.safetensors", "head.safetensors")
     ]
-    files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors", checkpoints / "last.safetensors"]
+    files += [adapter / name for name in ("adapter_config.json", "adapter_model.safetensors", TRAINED)]
+    files += [checkpoints / "last.safetensors"]
     for file in (*files, *manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)
     for folder in (adapter, checkpoints, manifests):
@@ -257,6 +258,7 @@ class Predictor:
         """SHA-256 of what was trained, head and adapter, whatever files they lie in."""
         files = {"head": self.run.path / "head.safetensors"}
         files["adapter"] = self.run.path / "adapter" / "adapter_model.safetensors"
+        files["backbone"] = self.run.path / "adapter" / TRAINED
         states = {part: load_file(file) for part, file in files.items() if file.is_file()}
         named = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         return weights_hash(named)

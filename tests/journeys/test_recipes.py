@@ -62,7 +62,8 @@ def test_the_published_settings(name, recipes):
         40_000, 4, "32-true", "soma-2048",
     )  # fmt: skip
     assert recipe.optim.model_dump() == {
-        "lr": 1e-4, "sub_lr_ratio": 0.5, "power": 0.9, "weight_decay": 0.05, "final_weight_decay": 1e-5,
+        "lr": 1e-4, "head_lr": None, "sub_lr_ratio": 0.5, "power": 0.9, "weight_decay": 0.05,
+        "final_weight_decay": 1e-5, "average": 0.0,
     }  # fmt: skip
     assert recipe.augment.model_dump(exclude={"pad"}) == {
         "scale": (0.5, 2.0), "cat_max_ratio": 0.75, "flip": 0.5, "photometric": True,

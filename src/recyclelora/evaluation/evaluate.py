@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
+from recyclelora.evaluation.bootstrap import resampled_miou
 from recyclelora.evaluation.metrics import ConfusionMatrix
 
 Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
@@ -26,7 +27,10 @@ Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
 
 @dataclass(frozen=True)
 class TargetScore:
-    """Scores on one target, in its own classes; `iou` is None for a class in neither ground truth nor prediction."""
+    """Scores on one target, in its own classes; `iou` is None for a class in neither ground truth nor prediction.
+
+    `resampled` are mIoU of resamples of the images, where those were asked for.
+    """
 
     label: str
     images: int
@@ -34,27 +38,32 @@ class TargetScore:
     miou: float | None
     iou: dict[str, float | None]
     confusion: list[list[int]]
+    resampled: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a results file."""
         return dict(vars(self))
 
 
-def score_domain(predict: Predict, trained: LabelSpace, domain: Domain) -> TargetScore:
+def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: int = 0) -> TargetScore:
     """Run a model over all images of a domain, with a progress bar on a terminal.
 
     Args:
         predict: RGB image -> train ids at its size.
         trained: the classes that `predict` speaks of.
+        draws: resamples of the images to score as well; see `recyclelora.evaluation.bootstrap`.
 
     Raises:
         UserError: the domain cannot be read, or is labelled in classes other than the trained ones.
     """
     check_classes(trained, domain)
     matrix = ConfusionMatrix(len(domain.score_space))
+    counts = []
     for index in tqdm(range(len(domain)), f"evaluating {domain.label}", disable=None):
         image, truth = domain.read_scored(index)
+        before = matrix.counts.copy()
         matrix.update(truth, scored_prediction(predict, domain, image))
+        counts.append(matrix.counts - before)
     iou = matrix.iou()
     return TargetScore(
         label=domain.label,
@@ -63,6 +72,7 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain) -> Targe
         miou=_number(matrix.miou()),
         iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
         confusion=matrix.counts.tolist(),
+        resampled=resampled_miou(np.stack(counts), draws).round(5).tolist() if draws else [],
     )
 
 

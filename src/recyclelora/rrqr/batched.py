@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from recyclelora.rrqr.ways import EPS, MARGIN, Factorisation
+from recyclelora.rrqr.ways import EPS, MARGIN, TAIL, Factorisation
 
 STEPS = 64
 OVERLAP = 1e-13
@@ -20,22 +20,25 @@ OVERLAP = 1e-13
 
 def factorise(w: Float64[Tensor, "b m n"], r_main: int, r_sub: int) -> list[Factorisation | None]:
     """As `ways.factorise` for each weight; None where the pivots are not proven (ties, numerical rank below k)."""
-    rows, pivots, sure = pivoted_cholesky(w)
-    b, k = pivots.shape
+    b, m, n = w.shape
+    k = min(m, n)
+    tail = min(k, max(r_main, TAIL))
+    rows, pivots, sure = pivoted_cholesky(w, k - tail)
     r = rows.gather(2, pivots[:, None].expand(b, k, k)).triu()  # R of the k columns taken, in their order
-    columns = w.gather(2, pivots[:, None].expand(b, w.shape[1], k))
-    minor, orthogonal = _last_columns_of_q(columns, r, r_main)
-    major = _positive_qr(columns[..., :r_sub])
-    sure &= orthogonal
-    q = torch.cat([minor, major], 2).cpu().numpy()
-    diagonal, order = r.diagonal(dim1=1, dim2=2).cpu().numpy(), _all_pivots(pivots, w.shape[2]).cpu().numpy()
-    return [Factorisation(q[i], diagonal[i], order[i]) if sure[i] else None for i in range(b)]
+    columns = w.gather(2, pivots[:, None].expand(b, m, k))
+    last, orthogonal = _last_columns_of_q(columns, r, tail)
+    rows = last.mT @ w
+    sure &= orthogonal & _tail_is_proven(w, rows, pivots)
+    diagonal = torch.cat([r.diagonal(dim1=1, dim2=2)[:, : k - tail], _tail_diagonal(rows, pivots)], 1)
+    q = torch.cat([last[..., tail - r_main :], _positive_qr(columns[..., :r_sub])], 2)
+    found = zip(*(x.cpu().numpy() for x in (q, diagonal, _all_pivots(pivots, n))), strict=True)
+    return [Factorisation(*one) if known else None for one, known in zip(found, sure.tolist(), strict=True)]
 
 
 def pivoted_cholesky(
-    w: Float64[Tensor, "b m n"],
+    w: Float64[Tensor, "b m n"], proven: int
 ) -> tuple[Float64[Tensor, "b k n"], Int64[Tensor, "b k"], Bool[Tensor, " b"]]:
-    """Rows of R for all columns at their places, the pivots, and whether every pivot is the longest beyond doubt."""
+    """Rows of R for all columns at their places, the pivots, and whether the first `proven` are beyond doubt."""
     b, m, n = w.shape
     k = min(m, n)
     gram = w.mT @ w
@@ -50,9 +53,9 @@ def pivoted_cholesky(
             block = rows[:, j - STEPS : j]
             gram.baddbmm_(block.mT, block, alpha=-1)
         length, p = lengths.max(1)
-        surely = length - error[batch, p]
         lengths[batch, p] = -torch.inf
-        sure &= surely > (lengths + error).max(1).values.clamp(min=0)
+        if j < proven:
+            sure &= length - error[batch, p] > (lengths + error).max(1).values.clamp(min=0)
         row = gram[batch, p]
         if j > start:
             block = rows[:, start:j]
@@ -61,6 +64,28 @@ def pivoted_cholesky(
         rows[:, j], pivots[:, j] = row, p
         lengths.addcmul_(row, row, value=-1)
     return rows, pivots, sure
+
+
+def _tail_is_proven(
+    w: Float64[Tensor, "b m n"], rows: Float64[Tensor, "b t n"], pivots: Int64[Tensor, "b k"]
+) -> Bool[Tensor, " b"]:
+    """Whether the last t pivots are the longest beyond doubt, from rows of R that are made of the weight itself."""
+    before = pivots.shape[1] - rows.shape[1]
+    lengths = rows.square().sum(1)
+    error = MARGIN * EPS * (w.shape[1] * lengths * w.square().sum(1)).sqrt()
+    lengths = lengths.scatter(1, pivots[:, :before], -torch.inf)
+    sure, batch = torch.ones_like(lengths[:, 0], dtype=torch.bool), torch.arange(len(w), device=w.device)
+    for j, p in enumerate(pivots[:, before:].unbind(1)):
+        lengths[batch, p] = -torch.inf
+        surely = rows[batch, j, p].square() - error[batch, p]
+        sure &= surely > (lengths + error).max(1).values.clamp(min=0)
+        lengths = lengths - rows[:, j].square()
+    return sure
+
+
+def _tail_diagonal(rows: Float64[Tensor, "b t n"], pivots: Int64[Tensor, "b k"]) -> Float64[Tensor, "b t"]:
+    last = pivots[:, pivots.shape[1] - rows.shape[1] :]
+    return rows.gather(2, last[:, None].expand(len(rows), last.shape[1], last.shape[1])).diagonal(dim1=1, dim2=2).abs()
 
 
 def _last_columns_of_q(

@@ -22,7 +22,9 @@ from recyclelora.rrqr import lapack
 EPS = float(np.finfo(np.float64).eps)
 MARGIN = 256.0
 """Rounding error assumed of a squared residual length, in eps sqrt(m) squared lengths of the column. The largest seen
-on square, tall and nearly singular matrices is below 60 (`benchmarks/rrqr.py --errors`)."""
+is below 10 (`benchmarks/rrqr.py --errors`), but for the last steps of a Gram matrix, which are looked at anew."""
+TAIL = 32
+"""Last steps of a Gram matrix that are proven from residuals made of the weight itself."""
 STEPS = 128
 """Most steps that are proven together: wide enough for matrix products at full speed."""
 CANDIDATES = 256
@@ -64,33 +66,46 @@ def gram(w: Float64[np.ndarray, "m n"], r_main: int, r_sub: int) -> Factorisatio
     pivots, rank = lapack.pivoted_cholesky(r)
     if rank < n:
         return None
-    lengths = lengths[pivots]
-    error = MARGIN * EPS * np.sqrt(m) * lengths
-    for j in range(0, n, STEPS):
-        rows = np.triu(r[j : j + STEPS, j:])
+    squares = lengths[pivots]
+    lengths, error = squares.copy(), MARGIN * EPS * np.sqrt(m) * squares
+    tail = min(n, max(r_main, TAIL))
+    for j in range(0, n - tail, STEPS):
+        rows = np.triu(r[j : min(j + STEPS, n - tail), j:])
         if proven(rows, lengths[j:], error[j:]) < len(rows):
             return None
         lengths[j:] -= np.einsum("ij,ij->j", rows, rows)
-    minor = _last_columns_of_q(w, r, pivots, r_main) if r_main else np.empty((m, 0))
-    if minor is None:
+    last = _last_columns_of_q(w, r, pivots, tail, squares)
+    if last is None:
         return None
-    major, _ = _positive_qr(w[:, pivots[:r_sub]])
-    return Factorisation(np.hstack([minor, major]), r.diagonal().copy(), pivots)
+    rows = np.triu(last.T @ w[:, pivots[n - tail :]])
+    lengths = np.einsum("ij,ij->j", rows, rows)
+    if proven(rows, lengths, MARGIN * EPS * np.sqrt(m * lengths * squares[n - tail :])) < tail:
+        return None
+    diagonal = np.append(r.diagonal()[: n - tail], np.abs(rows.diagonal()))
+    major = _positive_qr(w[:, pivots[:r_sub]])
+    return Factorisation(np.hstack([last[:, tail - r_main :], major]), diagonal, pivots)
 
 
 def _last_columns_of_q(
-    w: Float64[np.ndarray, "m n"], r: Float64[np.ndarray, "n n"], pivots: Int64[np.ndarray, " n"], count: int
+    w: Float64[np.ndarray, "m n"],
+    r: Float64[np.ndarray, "n n"],
+    pivots: Int64[np.ndarray, " n"],
+    count: int,
+    squares: Float64[np.ndarray, " n"],
 ) -> Float64[np.ndarray, "m count"] | None:
-    """W P inv(R) of the last columns, made orthogonal to all earlier columns of W P (seminormal equations)."""
+    """W P inv(R) of the last columns, made orthogonal to all earlier columns of W P (seminormal equations).
+
+    `squares` are the squared lengths of the columns of W P. None where that does not succeed.
+    """
     n = len(r)
     first = n - count
     x = np.zeros((n, count))
     x[np.arange(first, n), np.arange(count)] = 1.0
     lapack.solve_upper(r, x)
-    norms = np.sqrt(np.einsum("ij,ij->j", w, w))[pivots[:first], None]
+    norms = np.sqrt(squares[:first, None])
     q = w @ _scatter(x, pivots, n)
     for _ in range(4):
-        q, _ = _positive_qr(q)
+        q = _positive_qr(q)
         overlap = (w.T @ q)[pivots[:first]]
         if (np.abs(overlap) <= 1e-13 * norms).all():
             return q
@@ -215,13 +230,10 @@ def _to_front(order: Int64[np.ndarray, " s"], *arrays: Shaped[np.ndarray, "..."]
         array[..., :s] = taken
 
 
-def _positive_qr(
-    a: Float64[np.ndarray, "m c"],
-) -> tuple[Float64[np.ndarray, "m c"], Float64[np.ndarray, "c c"]]:
-    """QR without pivoting, diag(R) >= 0."""
+def _positive_qr(a: Float64[np.ndarray, "m c"]) -> Float64[np.ndarray, "m c"]:
+    """Q of a QR without pivoting whose R has a diagonal >= 0."""
     q, r = np.linalg.qr(a)
-    signs = _signs(np.diagonal(r))
-    return q * signs, r * signs[:, None]
+    return np.asarray(q * _signs(np.diagonal(r)))
 
 
 def _wanted(k: int, r_main: int, r_sub: int) -> Int64[np.ndarray, " r"]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from recyclelora.data.benchmarks import manifest, open_domain, parse_spec
 from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.transforms import Augment
-from recyclelora.errors import UserError
+from recyclelora.errors import DivergedError, UserError
 from recyclelora.recipe import Recipe
 from recyclelora.run import Run, build, check_base, open_run, remove_run, versions
 from recyclelora.segmenter import Segmenter
@@ -71,6 +71,7 @@ def train(
         _write_manifests(run, dataset)
     module = SegmentationModule(segmenter, recipe.optim, recipe.steps, recipe.seed)
     _fit(run, module, dataset, checkpoint)
+    module.take_averages()
     if leads:
         run.save_result(segmenter)
     return run
@@ -104,7 +105,7 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
     previous = open_run(out)
     if overwrite:
         return None
-    old, new = _decisive(previous.recipe), _decisive(recipe)
+    old, new = decisive(previous.recipe), decisive(recipe)
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         raise UserError(
@@ -115,7 +116,7 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
     return Run(out, recipe, previous.info)
 
 
-def _decisive(recipe: Recipe) -> dict[str, Any]:
+def decisive(recipe: Recipe) -> dict[str, Any]:
     """What the result of a training depends on, without base weights and files: those are compared by their hashes."""
     free = ("workers", "checkpoint_every", "devices", "targets", "evaluation")
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
@@ -204,6 +205,8 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except SystemExit as error:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from error
+        except DivergedError:
+            raise
         except UserError as error:  # from a loader's process it arrives with that process's traceback before it
             raise UserError(str(error).splitlines()[-1].removeprefix("recyclelora.errors.UserError: ")) from error
 
@@ -250,7 +253,7 @@ class Recorder(Callback):
         lines = []
         for step, loss, lr, seconds in self.pending:
             if not math.isfinite(loss):
-                raise UserError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")
+                raise DivergedError(f"{self.run.path}: the loss is {loss.item()} at step {step}; lower optim.lr")
             line = {"step": step, "loss": round(loss.item(), 6), "lr": lr, "seconds": round(seconds, 3)}
             lines.append(json.dumps(line) + "\n")
         if leads:

@@ -14,6 +14,7 @@ from recyclelora.segmenter import Segmenter
 from recyclelora.training.optim import cosine, param_groups, polynomial
 from recyclelora.tuner.layer import PREFIX
 
+ADAPTER_PARTS = (f".{PREFIX}", ".lora_")
 SEED_STRIDE = 1_000_003  # a prime, so that the samples of two seeds are seldom given the same key
 
 
@@ -30,12 +31,13 @@ class SegmentationModule(L.LightningModule):
         self.steps = steps
         self.seed = seed
         self.strict_loading = False
+        self.averages: dict[str, Tensor] = {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self.seed + self.global_step * self.trainer.world_size + self.global_rank)
         decay = cosine(self.global_step, self.steps, self.optim.weight_decay, self.optim.final_weight_decay)
         for group in self.trainer.optimizers[0].param_groups:
-            if group["name"] == "other":
+            if group["name"] in ("other", "backbone"):
                 group["weight_decay"] = decay
 
     def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
@@ -44,8 +46,25 @@ class SegmentationModule(L.LightningModule):
         self.log("loss", loss, sync_dist=True)
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, after which the averages move towards what is trained: by more at first, with little to average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.optim.average:
+            step = self.global_step + 1
+            weight = 1 - min(self.optim.average, step / (step + 9))
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad:
+                    value = parameter.detach()
+                    self.averages[name] = self.averages.get(name, value).to(value.device).lerp(value, weight)
+
+    def take_averages(self) -> None:
+        """Put the averages in place of what was trained last; nothing where the recipe wants no average."""
+        for name, average in self.averages.items():
+            self.get_parameter(name).data.copy_(average)
+
     def configure_optimizers(self) -> Any:
-        groups = param_groups(self.segmenter, self.optim.lr, self.optim.weight_decay, self.optim.sub_lr_ratio)
+        optim = self.optim
+        groups = param_groups(self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr)
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: polynomial(step, self.steps, self.optim.power)
@@ -58,5 +77,10 @@ class SegmentationModule(L.LightningModule):
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()
-            if name in trained or f".{PREFIX}" in name or name.startswith("segmenter.head.")
+            if name in trained or name.startswith("segmenter.head.") or any(part in name for part in ADAPTER_PARTS)
         }
+        if self.averages:
+            checkpoint["averages"] = dict(self.averages)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.averages = dict(checkpoint.get("averages", {}))

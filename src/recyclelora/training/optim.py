@@ -19,11 +19,18 @@ UNDECAYED_NAMES = re.compile(r"(^|\.)(query_embed|queries_embedder|transformer_m
 of the pixel decoder (`level_encoding`), so both are decayed."""
 
 
-def param_groups(model: nn.Module, lr: float, weight_decay: float, sub_lr_ratio: float = 0.5) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, lr: float, weight_decay: float, sub_lr_ratio: float = 0.5, head_lr: float | None = None
+) -> list[dict[str, Any]]:
     """AdamW groups of everything in `model` that is trained; a group without parameters is left out.
 
-    A group carries a `name`: `main` (lr), `sub` (lr * sub_lr_ratio), `other` (lr, weight_decay) or `undecayed` (lr).
-    Only `other` has weight decay. Parameters that want no gradient are in no group.
+    A group carries a `name`: `main` (lr), `sub` (lr * sub_lr_ratio), `adapter` (lr: LoRAs, tokens and biases of other
+    methods), `backbone` (lr, weight_decay: of a module called `backbone`, trained itself), `other` (head_lr,
+    weight_decay), and `backbone undecayed` and `undecayed` (the norms and learned queries of the two before).
+    Parameters that want no gradient are in no group.
+
+    Args:
+        head_lr: of whatever is neither adapter nor backbone; `lr` if not given.
 
     Raises:
         ValueError: nothing in the model is trained.
@@ -34,11 +41,15 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, sub_lr_ratio:
         if isinstance(module, UNDECAYED_MODULES)
         for own, _ in module.named_parameters(recurse=False)
     }
+    head_lr = lr if head_lr is None else head_lr
     groups: dict[str, dict[str, Any]] = {
         "main": {"lr": lr, "weight_decay": 0.0},
         "sub": {"lr": lr * sub_lr_ratio, "weight_decay": 0.0},
-        "other": {"lr": lr, "weight_decay": weight_decay},
-        "undecayed": {"lr": lr, "weight_decay": 0.0},
+        "adapter": {"lr": lr, "weight_decay": 0.0},
+        "backbone": {"lr": lr, "weight_decay": weight_decay},
+        "backbone undecayed": {"lr": lr, "weight_decay": 0.0},
+        "other": {"lr": head_lr, "weight_decay": weight_decay},
+        "undecayed": {"lr": head_lr, "weight_decay": 0.0},
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -54,9 +65,12 @@ def _group_of(name: str, is_norm: bool) -> str:
         return "main"
     if ".recycle_A_sub." in name or ".recycle_B_sub." in name:
         return "sub"
-    if is_norm or UNDECAYED_NAMES.search(name):
-        return "undecayed"
-    return "other"
+    if any(part in name for part in (".lora_", ".rein_A", ".rein_B", ".base_layer.bias")):
+        return "adapter"
+    undecayed = is_norm or UNDECAYED_NAMES.search(name) is not None
+    if re.search(r"(^|\.)backbone\.", name):
+        return "backbone undecayed" if undecayed else "backbone"
+    return "undecayed" if undecayed else "other"
 
 
 def polynomial(step: int, steps: int, power: float = 0.9) -> float:

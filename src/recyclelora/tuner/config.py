@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 
 from recyclelora.factors import Decomposition
 
 PEFT_TYPE = "RECYCLELORA"
+Scaling = Literal["rank", "sqrt-rank"]
 
 
 @dataclass
@@ -17,14 +19,18 @@ class RecycleLoraConfig(PeftConfig):
     """Two adapters a linear layer: a main one from minor directions, a sub one from major directions.
 
     Raises:
-        ValueError: unknown `decomposition`, a negative rank, both ranks 0, or `alpha` not positive.
+        ValueError: unknown `decomposition` or `scaling`, a negative rank, both ranks 0, or `alpha` not positive.
     """
 
     r_main: int = field(default=32, metadata={"help": "Rank of the main adapter (minor directions); 0 leaves it out."})
     r_sub: int = field(default=4, metadata={"help": "Rank of the sub adapter (major directions); 0 leaves it out."})
     alpha: float = field(default=1.0, metadata={"help": "The update is scaled by alpha / (r_main + r_sub)."})
+    scaling: Scaling = field(
+        default="rank",
+        metadata={"help": "'rank': alpha / r (published); 'sqrt-rank': alpha / sqrt(r), r = r_main + r_sub."},
+    )
     decomposition: Decomposition = field(
-        default="rrqr", metadata={"help": "Where the directions come from: 'rrqr' (published) or 'svd'."}
+        default="rrqr", metadata={"help": "Where directions come from: 'rrqr' (published), 'svd' or 'weighted-svd'."}
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -63,6 +69,14 @@ class RecycleLoraConfig(PeftConfig):
             raise ValueError(f"ranks must not be negative and not both 0, got r_main={self.r_main}, r_sub={self.r_sub}")
         if not self.alpha > 0:
             raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if self.scaling not in get_args(Scaling):
+            raise ValueError(f"unknown scaling {self.scaling!r}; known: {', '.join(get_args(Scaling))}")
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        rank = self.r_main + self.r_sub
+        return self.alpha / (rank if self.scaling == "rank" else math.sqrt(rank))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`; as the directions are saved beside it, loading does not draw them again."""

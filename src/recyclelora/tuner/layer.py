@@ -79,7 +79,7 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
         else:
             self.recycle_A0[name] = rows
         self.ranks[name] = (config.r_main, config.r_sub)
-        self.scaling[name] = config.alpha / (config.r_main + config.r_sub)
+        self.scaling[name] = config.scale
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -87,7 +87,7 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
         """NaN, so that an adapter whose directions were never loaded cannot pass for a trained one."""
         r = config.r_main + config.r_sub
         basis, rows = torch.full((self.out_features, r), torch.nan), torch.full((r, self.in_features), torch.nan)
-        if config.decomposition == "svd":
+        if config.decomposition != "rrqr":
             return Factors(basis=basis, index=None, rows=rows)
         return Factors(basis=basis, index=torch.zeros(r, dtype=torch.long), rows=None)
 

@@ -111,6 +111,21 @@ class RecycleLoraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
 
+def target_names(
+    model: nn.Module, target_modules: list[str] | str | None = None, layers: list[int] | int | None = None
+) -> list[str]:
+    """Names of the layers that a `RecycleLoraConfig` of these settings adapts.
+
+    Raises:
+        ValueError: there are none.
+    """
+    config = RecycleLoraConfig(target_modules=target_modules or _default_targets(model), layers_to_transform=layers)
+    names = [key for key, _ in model.named_modules() if RecycleLoraModel._check_target_module_exists(config, key)]
+    if not names:
+        raise ValueError(f"no layer of {type(model).__name__} matches {target_modules} in blocks {layers}")
+    return names
+
+
 def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[str, Factors]:
     """Factors of named weights, with a progress bar on a terminal.
 

@@ -1,0 +1,249 @@
+"""Methods side by side: means over seeds, paired differences with intervals, costs; from the cells of a grid."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recyclelora import plots
+from recyclelora.data.benchmarks import parse_spec
+from recyclelora.data.domain import Domain
+from recyclelora.errors import UserError, did_you_mean
+from recyclelora.evaluation.bootstrap import difference_interval
+from recyclelora.grid import Cell, run_grid
+from recyclelora.methods import METHODS
+from recyclelora.pages import write_page
+from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.report import PICTURE_FILTERS, Example, take_examples
+from recyclelora.results import open_targets, predict_as, same_domain
+from recyclelora.run import load, write_json
+
+UNSEEN = "unseen"
+"""The mean over targets of domains that were not trained on."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a comparison: a name, and how its recipe differs from the common one."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+    def recipe(self, common: Recipe, seed: int) -> Recipe:
+        """The common recipe with the variant's changes; its method brings its own adapter's defaults.
+
+        Raises:
+            UserError: an unknown setting, or a value of a wrong kind.
+        """
+        values = common.model_dump()
+        if "method" in self.changes and self.changes["method"] != common.method:
+            values["adapter"] = {}
+        for key, value in {**self.changes, "seed": seed}.items():
+            *parents, last = key.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        return make_recipe(values, f"variant {self.name}")
+
+
+def variants_of(methods: Sequence[str], changes: Sequence[str] = ()) -> list[Variant]:
+    """A variant a method; `changes` are `KEY=VALUE` for all of them, or `METHOD:KEY=VALUE` for one.
+
+    Raises:
+        UserError: an unknown method, one named twice, or a change of another form.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"--methods: unknown method {method!r}; {did_you_mean(method, METHODS)}")
+    if len(set(methods)) < len(methods):
+        raise UserError(f"--methods {','.join(methods)}: a method is named twice")
+    settings: dict[str, dict[str, Any]] = {method: {"method": method} for method in methods}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        owner, colon, inner = key.partition(":")
+        if not equals or (colon and owner not in settings):
+            raise UserError(
+                f"--set {text}: expected KEY=VALUE or METHOD:KEY=VALUE with one of the methods {', '.join(methods)}"
+            )
+        for method in [owner] if colon else methods:
+            settings[method][inner if colon else key] = yaml.safe_load(value)
+    return [Variant(method, values) for method, values in settings.items()]
+
+
+def compare(
+    recipe: Recipe,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    out: Path,
+    targets: Sequence[str] = (),
+    baseline: str | None = None,
+    limit: int | None = None,
+    jobs: int = 1,
+    pictures: int = 1,
+) -> dict[str, Any]:
+    """Train and score every variant with every seed into `out`, and write results.json and report.html there.
+
+    Args:
+        targets: as in `recyclelora evaluate`; the recipe's if not given.
+        baseline: the variant that the others are compared to; the first if not given.
+        limit: take so many images of each target, evenly spaced.
+        jobs: trainings at a time.
+        pictures: example pictures a target on the page, of the first seed's models.
+
+    Raises:
+        UserError: no targets, an unknown baseline, and as `recyclelora.grid.run_grid`.
+    """
+    names = [variant.name for variant in variants]
+    baseline = baseline or names[0]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline}: none of {', '.join(names)}; {did_you_mean(baseline, names)}")
+    targets = list(targets) or recipe.targets
+    if not targets:
+        raise UserError("no targets: give one with --target, as in --target streets:fog, or in the recipe")
+    opened = open_targets(targets, None, limit)  # an error now is better than one after hours
+    cells = [
+        Cell(variant.name, variant.recipe(recipe, seed), tuple(targets), None, limit)
+        for variant in variants
+        for seed in seeds
+    ]
+    summary = summarise(run_grid(cells, out, jobs), baseline, seen_labels(recipe, targets))
+    write_json(out / "results.json", summary)
+    examples = _examples(cells, out, [target.domain for target in opened], pictures)
+    write_comparison(out / "report.html", f"{len(variants)} methods side by side", summary, examples)
+    return summary
+
+
+def seen_labels(recipe: Recipe, targets: Sequence[str]) -> list[str]:
+    """Labels of the targets whose domain is a source."""
+    sources = [parse_spec(source.data) for source in recipe.sources]
+    specs = [parse_spec(text) for text in targets]
+    return [spec.label for spec in specs if any(same_domain(spec, source) for source in sources)]
+
+
+def summarise(cells: Sequence[Mapping[str, Any]], baseline: str, seen: Sequence[str]) -> dict[str, Any]:
+    """Means and deviations over seeds, and differences to the baseline with 95 % intervals, of what a grid returned.
+
+    A variant with a training that diverged has no scores, and says so.
+    """
+    by_variant: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        by_variant.setdefault(cell["variant"], []).append(cell)
+    first = next((cell for cell in cells if "targets" in cell), None)
+    labels = [target["label"] for target in first["targets"]] if first else []
+    unseen = [label for label in labels if label not in seen]
+    columns = {label: [label] for label in labels} | ({UNSEEN: unseen} if unseen else {})
+    rows = {}
+    for name, own in by_variant.items():
+        row: dict[str, Any] = {"seeds": [cell["seed"] for cell in own], "scale": own[0]["scale"]}
+        row["lr"] = own[0]["recipe"]["optim"]["lr"]
+        errors = [cell["error"] for cell in own if "error" in cell]
+        if errors:
+            rows[name] = row | {"error": errors[0]}
+            continue
+        row |= {key: _cost(own, key) for key in ("step_seconds", "peak_gib")}
+        row["parameters"] = own[0]["parameters"]
+        row["scores"] = {column: _spread(own, group) for column, group in columns.items()}
+        if name != baseline:
+            row["difference"] = {
+                column: _difference(own, by_variant[baseline], group) for column, group in columns.items()
+            }
+        rows[name] = row
+    return {
+        "baseline": baseline, "seen": list(seen), "columns": list(columns), "variants": rows,
+        "images": {target["label"]: target["images"] for target in first["targets"]} if first else {},
+        "protocol": first["protocol"] if first else "",
+    }  # fmt: skip
+
+
+def _cost(cells: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [cell[key] for cell in cells if cell[key] is not None]
+    return statistics.median(values) if values else None
+
+
+def _miou(cell: Mapping[str, Any], labels: Sequence[str]) -> float:
+    values = [target["miou"] for target in cell["targets"] if target["label"] in labels]
+    return statistics.fmean(values)
+
+
+def _resampled(cell: Mapping[str, Any], labels: Sequence[str]) -> list[list[float]]:
+    return [target["resampled"] for target in cell["targets"] if target["label"] in labels]
+
+
+def _spread(cells: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    values = [_miou(cell, labels) for cell in cells]
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }
+
+
+def _difference(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> dict[str, float] | None:
+    """Mean over the seeds that both have, and its interval."""
+    pairs = [
+        (own, other)
+        for own in ours
+        for other in theirs
+        if own["seed"] == other["seed"] and "error" not in own and "error" not in other
+    ]
+    if not pairs:
+        return None
+    low, high = difference_interval(
+        [_resampled(own, labels) for own, _ in pairs], [_resampled(other, labels) for _, other in pairs]
+    )
+    return {
+        "mean": statistics.fmean(_miou(own, labels) - _miou(other, labels) for own, other in pairs),
+        "low": low,
+        "high": high,
+    }
+
+
+def _examples(cells: Sequence[Cell], out: Path, domains: Sequence[Domain], count: int) -> dict[str, list[Example]]:
+    """Pictures of each target with the first seed's models, where their runs are there."""
+    runs = {cell.variant: out / "runs" / cell.name for cell in cells if cell.recipe.seed == cells[0].recipe.seed}
+    models = {name: load(run) for name, run in runs.items() if count and (run / "head.safetensors").is_file()}
+    examples = {}
+    for domain in domains if models else []:
+        predicts = {name: predict_as(model, domain) for name, model in models.items()}
+        examples[domain.label] = take_examples(predicts, domain, count)
+    return examples
+
+
+def write_comparison(
+    path: Path,
+    title: str,
+    summary: Mapping[str, Any],
+    examples: Mapping[str, Sequence[Example]] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """The page of a comparison; an existing file is replaced."""
+    scored = {name: row for name, row in summary["variants"].items() if "scores" in row}
+    differences = {name: row["difference"] for name, row in scored.items() if row.get("difference")}
+    main = UNSEEN if UNSEEN in summary["columns"] else (summary["columns"] or [""])[0]
+    return write_page(
+        path,
+        "compare.html.j2",
+        PICTURE_FILTERS,
+        title=title,
+        summary=summary,
+        scored=scored,
+        diverged={name: row["error"] for name, row in summary["variants"].items() if "error" in row},
+        best={
+            column: max((row["scores"][column]["mean"] for row in scored.values()), default=None)
+            for column in summary["columns"]
+        },
+        differences=differences,
+        main=main,
+        dots=plots.spread_dots({name: row["scores"] for name, row in scored.items()}, summary["columns"]),
+        forest=plots.difference_forest({name: row[main] for name, row in differences.items() if row[main]}, main),
+        examples=examples or {},
+        notes=notes,
+    )

@@ -1,0 +1,58 @@
+"""How sure a score is: mIoU of resampled images, and intervals of differences between methods.
+
+Images are drawn anew with replacement (Efron, Annals of Statistics 7, 1979). All models are given the same draws, so
+that differences between two of them are paired image by image; runs of several seeds are resampled on top of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+DRAWS = 200
+"""Resamples of a target's images that are kept with a score."""
+REPLICATES = 4000
+"""Draws of seeds and images that an interval is made of."""
+
+
+def resampled_miou(
+    counts: Int64[np.ndarray, "images classes classes_and_none"], draws: int = DRAWS
+) -> Float64[np.ndarray, " draws"]:
+    """mIoU of `draws` resamples of the images; the same resamples for every model on the same number of images.
+
+    Args:
+        counts: a confusion matrix an image, as `recyclelora.evaluation.metrics.ConfusionMatrix` counts.
+    """
+    images, classes, _ = counts.shape
+    times = np.random.default_rng(images).multinomial(images, np.full(images, 1 / images), size=draws)
+    total = (times.astype(np.float64) @ counts.reshape(images, -1).astype(np.float64)).reshape(draws, classes, -1)
+    hits = np.diagonal(total, axis1=1, axis2=2)
+    union = total.sum(2) + total[:, :, :classes].sum(1) - hits
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nanmean(hits / union, axis=1))
+
+
+def difference_interval(
+    ours: Sequence[Sequence[Sequence[float]]], theirs: Sequence[Sequence[Sequence[float]]], level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean difference of two methods over seeds and targets.
+
+    Args:
+        ours, theirs: resampled mIoU by [seed][target][draw]; the same seeds, targets and number of draws.
+
+    Raises:
+        ValueError: unequal shapes, or nothing to compare.
+    """
+    one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if one.shape != other.shape or one.ndim != 3 or one.size == 0:
+        raise ValueError(f"expected [seed][target][draw] of both methods alike, got shapes {one.shape}, {other.shape}")
+    difference = one - other
+    seeds, targets, draws = difference.shape
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(seeds, size=(REPLICATES, seeds))
+    drawn = generator.integers(draws, size=(REPLICATES, targets))
+    means = difference[chosen[:, :, None], np.arange(targets), drawn[:, None, :]].mean((1, 2))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,54 @@
+"""Methods side by side through the command line."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def compare(command, recipe, town, tmp_path):
+    def call(*arguments):
+        return command(
+            "compare", "--recipe", recipe, "--out", tmp_path / "all", "--target", f"town:folder={town}",
+            "--seeds", "0,1", "--set", "steps=3", "--limit", 2, *arguments,
+        )  # fmt: skip
+
+    return call
+
+
+def test_from_one_command_to_a_table_and_a_page(compare, tmp_path):
+    code, out, _ = compare("--methods", "frozen,recyclelora,lora", "--set", "lora:adapter.rank=4", "--jobs", 0)
+    assert code == 0, out
+    for word in ("frozen", "recyclelora", "lora", "±", "report.html"):
+        assert word in out
+    result = json.loads((tmp_path / "all/results.json").read_text())
+    assert list(result["variants"]) == ["frozen", "recyclelora", "lora"]
+    assert result["baseline"] == "frozen"
+    assert result["variants"]["lora"]["scale"] == 9.0
+    assert len(result["variants"]["lora"]["scores"]["town"]["values"]) == 2
+    page = (tmp_path / "all/report.html").read_text()
+    assert page.count("data:image") == 5  # an image, its truth, three predictions
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "all").rglob("*.safetensors")}
+    code, out, _ = compare("--methods", "frozen,recyclelora,lora", "--set", "lora:adapter.rank=4", "--baseline", "lora")
+    assert code == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "all").rglob("*.safetensors")} == before
+    assert json.loads((tmp_path / "all/results.json").read_text())["baseline"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--methods", "loora"], ["unknown method 'loora'", "did you mean"]),
+        (["--methods", "frozen", "--seeds", "a"], ["--seeds a", "0,1,2"]),
+        (["--methods", "frozen", "--baseline", "lora"], ["--baseline lora", "frozen"]),
+        (["--methods", "frozen", "--set", "lora:steps=2"], ["one of the methods frozen"]),
+        (["--methods", "frozen", "--target", "folder=nowhere"], ["nowhere"]),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, arguments, parts):
+    code, _, err = compare(*arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    for part in parts:
+        assert part in err
+    assert not (tmp_path / "all").exists()

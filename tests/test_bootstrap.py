@@ -1,0 +1,66 @@
+"""Resampled scores and their intervals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recyclelora.evaluation.bootstrap import difference_interval, resampled_miou
+from recyclelora.evaluation.metrics import ConfusionMatrix
+
+
+def counts(images, seed=0, classes=3):
+    return np.random.default_rng(seed).integers(0, 50, (images, classes, classes + 1))
+
+
+def miou(total):
+    matrix = ConfusionMatrix(len(total))
+    matrix.counts += total
+    return matrix.miou()
+
+
+@given(st.integers(1, 6), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_each_draw_is_the_miou_of_images_taken_with_replacement(images, seed):
+    found = resampled_miou(counts(images, seed), 20)
+    times = np.random.default_rng(images).multinomial(images, np.full(images, 1 / images), size=20)
+    assert (times.sum(1) == images).all()
+    expected = [miou(np.tensordot(row, counts(images, seed), 1)) for row in times]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_models_on_the_same_images_are_given_the_same_draws():
+    assert (resampled_miou(counts(5), 50) == resampled_miou(counts(5), 50)).all()
+    better = counts(5)
+    better[:, range(3), range(3)] += 1
+    assert (resampled_miou(better, 50) > resampled_miou(counts(5), 50)).all()
+
+
+def test_a_class_that_a_draw_does_not_hold_is_left_out_of_its_mean():
+    absent = counts(4)
+    absent[:, 2] = absent[:, :, 2] = 0
+    np.testing.assert_allclose(resampled_miou(absent, 10), resampled_miou(absent[:, :2][:, :, [0, 1, 3]], 10))
+
+
+def test_the_interval_of_a_constant_difference_is_that_difference():
+    theirs = np.random.default_rng(0).random((3, 2, 40))
+    low, high = difference_interval((theirs + 0.01).tolist(), theirs.tolist())
+    assert low == pytest.approx(0.01)
+    assert high == pytest.approx(0.01)
+
+
+def test_the_interval_covers_the_spread_of_seeds_and_of_images():
+    rng = np.random.default_rng(0)
+    by_seed = rng.normal(0, 1, (200, 1, 1)) + np.zeros((200, 1, 40))
+    low, high = difference_interval(by_seed.tolist(), np.zeros_like(by_seed).tolist())
+    assert (high - low) / (2 * 1.96 / np.sqrt(200)) == pytest.approx(1, abs=0.15)
+    by_draw = np.zeros((1, 1, 2000)) + rng.normal(0, 1, 2000)
+    low, high = difference_interval(by_draw.tolist(), np.zeros_like(by_draw).tolist())
+    assert (high - low) / (2 * 1.96) == pytest.approx(1, abs=0.1)
+    assert np.subtract(*difference_interval(by_draw.tolist(), np.zeros_like(by_draw).tolist(), 0.5)[::-1]) < high - low
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([[[1.0]]], [[[1.0], [2.0]]]), ([], [])])
+def test_unlike_sides_are_refused(ours, theirs):
+    with pytest.raises(ValueError, match="shapes"):
+        difference_interval(ours, theirs)

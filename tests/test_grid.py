@@ -1,0 +1,94 @@
+"""Many trainings: what is done is not done again, and what went wrong is told."""
+
+import json
+
+import pytest
+
+from labelled_files import refused
+from miniatures import TINY, write_folder
+from recyclelora import grid
+from recyclelora.errors import UserError
+from recyclelora.grid import Cell, read_cell, run_grid
+from recyclelora.recipe import make_recipe
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "town")
+
+
+def cell(town, method="recyclelora", seed=0, **changes):
+    adapter = {"r_main": 4, "r_sub": 2} if method == "recyclelora" else {}
+    recipe = make_recipe(
+        {
+            "sources": [f"town:folder={town}"], "method": method, "backbone": TINY, "adapter": adapter, "crop": 32,
+            "batch_size": 2, "steps": 3, "workers": 0, "optim": {"lr": 3e-3}, "seed": seed, **changes,
+        }
+    )  # fmt: skip
+    return Cell(method, recipe, (f"town:folder={town}",), limit=3)
+
+
+@pytest.fixture(scope="module")
+def done(town, tmp_path_factory):
+    out = tmp_path_factory.mktemp("grid")
+    cells = [cell(town), cell(town, "frozen", 1)]
+    return out, cells, run_grid(cells, out, jobs=2)
+
+
+def test_each_cell_is_trained_scored_and_told(done):
+    out, cells, results = done
+    assert [(result["variant"], result["seed"]) for result in results] == [("recyclelora", 0), ("frozen", 1)]
+    for each, result in zip(cells, results, strict=True):
+        assert json.loads((out / "cells" / f"{each.name}.json").read_text()) == result
+        (target,) = result["targets"]
+        assert target["label"] == "town"
+        assert target["images"] == 3
+        assert 0 < target["miou"] < 1
+        assert len(target["resampled"]) == grid.DRAWS
+        assert result["step_seconds"] > 0
+        assert 0.1 < result["peak_gib"] < 8
+        assert str(out) not in json.dumps(result)
+        assert (out / "runs" / each.name / "head.safetensors").is_file()
+        assert not list((out / "runs" / each.name / "checkpoints").glob("*"))
+    assert results[0]["scale"] == pytest.approx(1 / 6)
+    assert results[1]["scale"] is None
+    assert results[0]["parameters"]["adapters"] > results[1]["parameters"]["adapters"] == 0
+
+
+def test_nothing_is_done_twice(done, monkeypatch):
+    out, cells, results = done
+    monkeypatch.setattr(grid, "_make_cell", None)  # would fail
+    assert run_grid(cells, out) == results
+
+
+def test_places_are_no_part_of_what_a_cell_is(town, tmp_path):
+    moved = write_folder(tmp_path / "elsewhere")
+    assert cell(town).key() == Cell("x", cell(moved).recipe, (f"town:folder={moved}",), limit=3).key()
+    assert cell(town).key() != cell(town, steps=4).key()
+    assert cell(town).key() != Cell("x", cell(town).recipe, (f"town:folder={town}",), limit=2).key()
+
+
+def test_results_of_other_settings_and_damaged_files_are_refused(done, town):
+    out, _, _ = done
+    refused(lambda: read_cell(cell(town, steps=9), out), "recyclelora--0.json", "another recipe", "--out")
+    broken = cell(town, "full")
+    (out / "cells" / f"{broken.name}.json").write_text("{")
+    try:
+        refused(lambda: run_grid([broken], out), "full--0.json", "damaged", "remove it")
+    finally:
+        (out / "cells" / f"{broken.name}.json").unlink()
+
+
+def test_a_training_that_diverges_is_a_result_and_other_errors_stop(town, tmp_path):
+    (result,) = run_grid([cell(town, "full", optim={"lr": 1e30})], tmp_path, jobs=0)
+    assert "the loss is" in result["error"]
+    assert "targets" not in result
+    assert read_cell(cell(town, "full", optim={"lr": 1e30}), tmp_path) == result
+    with pytest.raises(UserError, match="crop 33 is no multiple of the patch"):
+        run_grid([cell(town, crop=33)], tmp_path, jobs=0)
+
+
+def test_runs_need_not_be_kept(town, tmp_path):
+    each = cell(town)
+    run_grid([each], tmp_path, jobs=0, keep_runs=False)
+    assert not list((tmp_path / "runs" / each.name).rglob("*.safetensors"))
