@@ -85,7 +85,7 @@ def test_home_and_current_folder_are_understood(tmp_path, monkeypatch):
         ("", ["''", "camvid, cityscapes, folder"]),
         ("streets:snw", ["'snw'", "did you mean 'snow'?"]),
         ("streets:", ["unknown domain ''", "clear, fog, night, rain, snow"]),
-        ("camvid:fog=/x", ["unknown data set 'fog'"]),
+        ("camvid:fog=/x", ["unknown domain 'fog' of camvid", "day, dusk"]),
         ("folder", ["folder needs the folder", "folder=FOLDER"]),
         ("town:folder=", ["folder needs the folder", "town:folder=FOLDER"]),
         ("dusk:camvid=", ["no folder after '='", "dusk:camvid=FOLDER"]),
@@ -308,3 +308,16 @@ def test_every_row_stands_in_the_docs_with_its_numbers():
         counts = {row.count(split, domain) for split in row.splits for domain in row.domains or [None]}
         assert all(f"{count:,}" in line for count in counts), line
         assert row.size is None or f"{row.size[0]} x {row.size[1]}" in line
+
+
+def test_the_sequences_of_camvid_are_domains_told_by_names(camvid):
+    for split in ("train", "test"):
+        for sequence in ("0006R0", "Seq05VD"):
+            write(camvid / split / "images" / f"{sequence}_1.jpg", picture())
+            write(camvid / split / "labels" / f"{sequence}_1.png", ids(classes=12))
+    whole, day, dusk = (open_domain(f"{name}={camvid}", "test") for name in ("camvid", "camvid:day", "camvid:dusk"))
+    assert manifest(day) == ["0006R0_1", "Seq05VD_1"]
+    assert manifest(dusk) == ["0001TP_test0", "0001TP_test1"]
+    assert sorted(manifest(day) + manifest(dusk)) == sorted(manifest(whole))
+    assert (day.label, dusk.dataset) == ("camvid:day", "camvid")
+    refused(lambda: open_domain(f"camvid:day={camvid}", "val"), "camvid:day", "begins with 0006R0", "another split")

@@ -21,7 +21,7 @@ def test_every_row_is_complete(name):
     assert row.layouts or row.domains
     assert row.evaluated in (row.splits or SPLITS)
     assert set(row.splits) <= set(SPLITS)
-    assert set(row.domain_splits) in ({*row.domains}, set())
+    assert set(row.domain_splits) in ({*row.known_domains}, set())
     labelling = row.labelling
     known = sorted(labelling.ids)
     trained = labelling.to_train[known]

@@ -48,7 +48,12 @@ def parse_spec(text: str) -> Spec:
     left, equals, root = text.partition("=")
     parts = left.split(":")
     domain = None
-    if parts[-1] not in BENCHMARKS and len(parts) > 1 and parts[-2] in BENCHMARKS and BENCHMARKS[parts[-2]].domains:
+    if (
+        parts[-1] not in BENCHMARKS
+        and len(parts) > 1
+        and parts[-2] in BENCHMARKS
+        and BENCHMARKS[parts[-2]].known_domains
+    ):
         domain = parts.pop()
     name = parts.pop()
     if name not in BENCHMARKS:
@@ -57,8 +62,8 @@ def parse_spec(text: str) -> Spec:
             + did_you_mean(name, BENCHMARKS)
         )
     row = BENCHMARKS[name]
-    if domain is not None and domain not in row.domains:
-        raise UserError(f"{text}: unknown domain {domain!r} of {name}; {did_you_mean(domain, row.domains)}")
+    if domain is not None and domain not in row.known_domains:
+        raise UserError(f"{text}: unknown domain {domain!r} of {name}; {did_you_mean(domain, row.known_domains)}")
     if name == "folder" and not root:
         raise UserError(f"{text}: {name} needs the folder of the data; write {left}=FOLDER")
     if equals and not root:
@@ -128,6 +133,16 @@ def _existing_root(spec: Spec) -> Path:
 
 
 def _pairs(row: Benchmark, spec: Spec, root: Path, split: str) -> list[Pair]:
+    if row.sequences:
+        found = find_pairs(root, row.layouts, split, "", row.mistakes)
+        beginnings = row.sequences.get(spec.domain or "", ("",))
+        pairs = [pair for pair in found if pair.name.startswith(beginnings)]
+        if not pairs:
+            raise UserError(
+                f"{spec.label}: no image of {spec.name} {split} in {root} begins with {' or '.join(beginnings)}; "
+                "choose another split or domain"
+            )
+        return pairs
     if spec.domain or not row.domains:
         return find_pairs(root, row.layouts, split, spec.domain or "", row.mistakes)
     return [

