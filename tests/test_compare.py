@@ -12,7 +12,7 @@ COMMON = make_recipe({"sources": ["clear:streets:clear"], "adapter": {"r_main": 
 def cell(variant, seed, scores, error=None):
     """What a grid returns of a training with these mIoU, all resamples equal to them."""
     facts = {
-        "variant": variant, "seed": seed, "scale": 1.0, "recipe": {"optim": {"lr": 1e-3}},
+        "variant": variant, "seed": seed, "scale": 1.0, "settings": {"optim.lr": 1e-3},
         "step_seconds": 0.5, "peak_gib": 1.0, "parameters": {"adapters": 10, "head": 2, "backbone": 100},
         "protocol": "full",
     }  # fmt: skip

@@ -53,7 +53,7 @@ def same(a, b):
         {"adapter.target_modules": ["attn.qkv"]}, {"adapter.layers_to_transform": [1]},
         {"optim.lr": 0.001}, {"optim.sub_lr_ratio": 1.0}, {"optim.power": 2.0}, {"optim.weight_decay": 0.5},
         {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
-        {"augment.flip": 0.0}, {"optim.head_lr": 0.01}, {"optim.average": 0.5},
+        {"augment.flip": 0.0}, {"optim.head_lr": 0.01}, {"optim.average": 0.5}, {"optim.sub_start": 0.5},
         {"adapter.scaling": "sqrt-rank"}, {"augment.photometric": False}, {"precision": "64-true"},
     ],
     ids=lambda change: next(iter(change)),

@@ -63,14 +63,26 @@ def test_nothing_is_done_twice(done, monkeypatch):
 
 def test_places_are_no_part_of_what_a_cell_is(town, tmp_path):
     moved = write_folder(tmp_path / "elsewhere")
-    assert cell(town).key() == Cell("x", cell(moved).recipe, (f"town:folder={moved}",), limit=3).key()
-    assert cell(town).key() != cell(town, steps=4).key()
-    assert cell(town).key() != Cell("x", cell(town).recipe, (f"town:folder={town}",), limit=2).key()
+    settings = cell(town).settings()
+    assert str(town) not in str(settings)
+    assert settings == Cell("x", cell(moved).recipe, (f"town:folder={moved}",), limit=3).settings()
+    assert cell(town, steps=4).differences(settings) == ["steps 3 in place of 4"]
+    assert Cell("x", cell(town).recipe, (f"town:folder={town}",), limit=2).differences(settings)
+
+
+def test_settings_that_came_later_were_at_their_defaults(town):
+    before = cell(town).settings()
+    del before["optim.average"], before["adapter.scaling"]
+    assert cell(town).differences(before) == []
+    assert cell(town, optim={"lr": 3e-3, "average": 0.5}).differences(before) == ["optim.average 0.0 in place of 0.5"]
+    assert cell(town).differences({**before, "no.longer": 1}) == ["no.longer 1 in place of None"]
 
 
 def test_results_of_other_settings_and_damaged_files_are_refused(done, town):
     out, _, _ = done
-    refused(lambda: read_cell(cell(town, steps=9), out), "recyclelora--0.json", "another recipe", "--out")
+    refused(
+        lambda: read_cell(cell(town, steps=9), out / "cells"), "recyclelora--0.json", "steps 3 in place of 9", "--out"
+    )
     broken = cell(town, "full")
     (out / "cells" / f"{broken.name}.json").write_text("{")
     try:
@@ -83,7 +95,7 @@ def test_a_training_that_diverges_is_a_result_and_other_errors_stop(town, tmp_pa
     (result,) = run_grid([cell(town, "full", optim={"lr": 1e30})], tmp_path, jobs=0)
     assert "the loss is" in result["error"]
     assert "targets" not in result
-    assert read_cell(cell(town, "full", optim={"lr": 1e30}), tmp_path) == result
+    assert read_cell(cell(town, "full", optim={"lr": 1e30}), tmp_path / "cells") == result
     with pytest.raises(UserError, match="crop 33 is no multiple of the patch"):
         run_grid([cell(town, crop=33)], tmp_path, jobs=0)
 

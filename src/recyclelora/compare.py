@@ -141,7 +141,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], baseline: str, seen: Sequence[
     rows = {}
     for name, own in by_variant.items():
         row: dict[str, Any] = {"seeds": [cell["seed"] for cell in own], "scale": own[0]["scale"]}
-        row["lr"] = own[0]["recipe"]["optim"]["lr"]
+        row["lr"] = own[0]["settings"]["optim.lr"]
         errors = [cell["error"] for cell in own if "error" in cell]
         if errors:
             rows[name] = row | {"error": errors[0]}

@@ -6,7 +6,6 @@ OUT/cells/VARIANT--SEED.json    scores, parameters, seconds a step, memory; smal
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ import re
 import resource
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,13 +28,11 @@ from recyclelora.errors import DivergedError, UserError
 from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.evaluate import score_domain
 from recyclelora.methods import scale_of
-from recyclelora.recipe import Recipe
+from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.results import open_targets, predict_as, protocol_name
 from recyclelora.run import Run, load, remove_run, versions, write_json
 from recyclelora.training.fit import decisive, train
 
-PLACES: Any = {"sources": True, "targets": True, "backbone": {"weights"}}
-"""Settings that say where files lie, which is no part of a result."""
 POLL = 2.0
 """Seconds between two looks at how far the trainings are."""
 
@@ -55,68 +52,102 @@ class Cell:
         """Of its files."""
         return f"{re.sub(r'[^A-Za-z0-9_.=-]', '_', self.variant)}--{self.recipe.seed}"
 
-    def key(self) -> str:
-        """SHA-256 of what the result depends on: settings and targets, not where files lie."""
-        targets = [re.sub(r"=.*", "", text) for text in self.targets]
-        facts = [decisive(self.recipe), self.recipe.evaluation.model_dump(), targets, self.split, self.limit, DRAWS]
-        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, one level deep as in `optim.lr`, without where files lie."""
+        facts = {**decisive(self.recipe), "evaluation": self.recipe.evaluation.model_dump()}
+        facts["scored"] = {
+            "targets": [re.sub(r"=.*", "", text) for text in self.targets],
+            "split": self.split,
+            "limit": self.limit,
+            "draws": DRAWS,
+        }
+        return dict(_leaves(json.loads(json.dumps(facts))))
+
+    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+        """Settings of a result that are not this cell's; those it does not have yet were at their defaults."""
+        recipe = make_recipe({"sources": self.recipe.model_dump()["sources"], "method": self.recipe.method})
+        asked, default = self.settings(), Cell("", recipe, self.targets).settings()
+        return [
+            f"{key} {settings.get(key, default.get(key))} in place of {asked.get(key)}"
+            for key in sorted({*asked, *settings})
+            if settings.get(key, default.get(key)) != asked.get(key)
+        ]
 
 
-def read_cell(cell: Cell, out: Path) -> dict[str, Any] | None:
+def _leaves(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the runs and the results of cells lie, and whether runs are kept once they are scored."""
+
+    runs: Path
+    records: Path
+    keep_runs: bool
+
+
+def read_cell(cell: Cell, records: Path) -> dict[str, Any] | None:
     """The result of a cell that was done before; None if it was not.
 
     Raises:
         UserError: the file is damaged, or of other settings.
     """
-    file = out / "cells" / f"{cell.name}.json"
+    file = records / f"{cell.name}.json"
     if not file.is_file():
         return None
     try:
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        key = result["key"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        differences = cell.differences(result["settings"])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({error}); remove it to have it made again") from error
-    if key != cell.key():
+    if differences:
         raise UserError(
-            f"{file}: made with another recipe, other targets or another number of images than asked for now; choose "
-            "another --out, or remove it to have it made again"
+            f"{file}: made with {'; '.join(differences)}; choose another --out, or remove it to have it made again"
         )
     return result
 
 
-def run_grid(cells: Sequence[Cell], out: Path, jobs: int = 1, keep_runs: bool = True) -> list[dict[str, Any]]:
+def run_grid(
+    cells: Sequence[Cell], out: Path, jobs: int = 1, keep_runs: bool = True, records: Path | None = None
+) -> list[dict[str, Any]]:
     """Results of all cells, in their order; those not there yet are made, `jobs` at a time, each in its own process.
 
     A progress bar on a terminal counts the steps of all trainings. A training that diverges is a result, with its
     `error` in place of scores. With `jobs` 0 all is done in this process, whose peak memory is then that of all.
+    Results lie in `records`, in OUT/cells if not given; runs are removed once they are scored unless `keep_runs`.
 
     Raises:
         UserError: as `read_cell`, `recyclelora.training.fit.train` and `recyclelora.results.open_targets`. Cells that
             were done before the error stay done.
     """
-    results = {cell.name: read_cell(cell, out) for cell in cells}
+    records = records or out / "cells"
+    places = Places(out / "runs", records, keep_runs)
+    results = {cell.name: read_cell(cell, records) for cell in cells}
     todo = [cell for cell in cells if results[cell.name] is None]
     total = sum(cell.recipe.steps for cell in cells)
     with tqdm(desc=f"steps of {len(cells)} trainings", total=total, disable=None) as bar:
         bar.update(total - sum(cell.recipe.steps for cell in todo))
-        for cell, result in _made_here(todo, out, keep_runs) if jobs == 0 else _made(todo, out, jobs, keep_runs, bar):
+        for cell, result in _made_here(todo, places) if jobs == 0 else _made(todo, places, jobs, bar):
             results[cell.name] = result
             bar.update(sum(c.recipe.steps for c in cells if results[c.name]) - bar.n)
     return [made for cell in cells if (made := results[cell.name]) is not None]
 
 
-def _made_here(cells: Sequence[Cell], out: Path, keep_runs: bool) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _made_here(cells: Sequence[Cell], places: Places) -> Iterator[tuple[Cell, dict[str, Any]]]:
     for cell in cells:
-        yield cell, _make_cell(cell, out, torch.get_num_threads(), keep_runs)
+        yield cell, _make_cell(cell, places, torch.get_num_threads())
 
 
-def _made(
-    cells: Sequence[Cell], out: Path, jobs: int, keep_runs: bool, bar: tqdm[Any]
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: tqdm[Any]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Cells as they are finished; the bar moves with the steps of those under way."""
     threads = max(1, torch.get_num_threads() // jobs)
     with _processes(jobs, threads) as pool:
-        waiting = {pool.submit(_make_cell, cell, out, threads, keep_runs): cell for cell in cells}
+        waiting = {pool.submit(_make_cell, cell, places, threads): cell for cell in cells}
         finished = bar.n
         try:
             while waiting:
@@ -124,7 +155,7 @@ def _made(
                     cell = waiting.pop(future)
                     finished += cell.recipe.steps
                     yield cell, future.result()
-                bar.update(finished + sum(_steps_done(out / "runs" / cell.name) for cell in waiting.values()) - bar.n)
+                bar.update(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.n)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -151,16 +182,14 @@ def _steps_done(run: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
-def _make_cell(cell: Cell, out: Path, threads: int, keep_runs: bool) -> dict[str, Any]:
-    """Train, score, and write the cell's file; in a process of its own."""
+def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
+    """Train, score, and write the cell's file."""
     torch.set_num_threads(threads)
-    folder = out / "runs" / cell.name
+    folder = places.runs / cell.name
     facts: dict[str, Any] = {
         "variant": cell.variant,
         "seed": cell.recipe.seed,
-        "key": cell.key(),
-        "recipe": cell.recipe.model_dump(mode="json", exclude=PLACES),
-        "sources": [re.sub(r"=.*", "", source.data) for source in cell.recipe.sources],
+        "settings": cell.settings(),
         "scale": scale_of(cell.recipe),
         "threads": threads,
         "versions": versions(),
@@ -170,9 +199,9 @@ def _make_cell(cell: Cell, out: Path, threads: int, keep_runs: bool) -> dict[str
         facts |= _cost(run) | _scores(run, cell)
     except DivergedError as error:
         facts["error"] = str(error).split(": ", 1)[1]
-    write_json(out / "cells" / f"{cell.name}.json", facts)
+    write_json(places.records / f"{cell.name}.json", facts)
     Run(folder, cell.recipe, {}).checkpoint.unlink(missing_ok=True)
-    if not keep_runs:
+    if not places.keep_runs:
         remove_run(folder)
     return facts
 

@@ -108,13 +108,15 @@ class AdapterSettings(Settings):
 class OptimSettings(Settings):
     """AdamW; polynomial learning rate to 0, cosine weight decay.
 
-    `head_lr` is that of the head, `lr` where it is not given. `average` is the decay of a moving average of what is
+    `head_lr` is that of the head, `lr` where it is not given. The sub adapter learns at `sub_lr_ratio` of the main
+    one's rate, from the share `sub_start` of the steps on. `average` is the decay of a moving average of what is
     trained, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
     """
 
     lr: float = Field(1e-4, gt=0)
     head_lr: float | None = Field(None, gt=0)
     sub_lr_ratio: float = Field(0.5, ge=0)
+    sub_start: float = Field(0.0, ge=0, lt=1)
     power: float = Field(0.9, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     final_weight_decay: float = Field(1e-5, ge=0)

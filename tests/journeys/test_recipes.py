@@ -62,7 +62,7 @@ def test_the_published_settings(name, recipes):
         40_000, 4, "32-true", "soma-2048",
     )  # fmt: skip
     assert recipe.optim.model_dump() == {
-        "lr": 1e-4, "head_lr": None, "sub_lr_ratio": 0.5, "power": 0.9, "weight_decay": 0.05,
+        "lr": 1e-4, "head_lr": None, "sub_lr_ratio": 0.5, "sub_start": 0.0, "power": 0.9, "weight_decay": 0.05,
         "final_weight_decay": 1e-5, "average": 0.0,
     }  # fmt: skip
     assert recipe.augment.model_dump(exclude={"pad"}) == {

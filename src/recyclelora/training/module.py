@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -66,10 +67,13 @@ class SegmentationModule(L.LightningModule):
         optim = self.optim
         groups = param_groups(self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr)
         optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: polynomial(step, self.steps, self.optim.power)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(group["name"]) for group in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _factor(self, group: str) -> Callable[[int], float]:
+        """Of a group's learning rate at a step."""
+        start = self.optim.sub_start * self.steps if group == "sub" else 0
+        return lambda step: polynomial(step, self.steps, self.optim.power) if step >= start else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained and what the adapters were drawn from; the base weights stay where they came from."""
