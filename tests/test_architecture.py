@@ -25,10 +25,10 @@ LAYERS = [
     {"recipe"},
     {"segmenter", "methods"},
     {"export", "run", "plots", "published"},
-    {"training", "report", "check_report"},
+    {"training", "report", "check_report", "updates"},
     {"results", "import_checkpoint"},
     {"grid"},
-    {"demo", "compare"},
+    {"demo", "compare", "analyze"},
     {"cli"},
     {"__main__"},
 ]

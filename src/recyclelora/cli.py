@@ -19,6 +19,8 @@ from tqdm import tqdm
 import recyclelora
 from recyclelora import demo as _demo
 from recyclelora import import_checkpoint as published
+from recyclelora.analyze import MEASURES
+from recyclelora.analyze import analyze as look_into
 from recyclelora.check_report import print_check, write_check
 from recyclelora.compare import compare as side_by_side
 from recyclelora.compare import variants_of
@@ -200,6 +202,40 @@ def compare(
     print_comparison(summary)
     say(f"written: {out / 'results.json'} and {out / 'report.html'}")
     return summary
+
+
+@app.command()
+def analyze(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished trainings.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Page (.html); its figures are written beside it (.json).")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set on whose images features are compared, as in `evaluate`; can be repeated."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Take this many images of each target.", min=1)] = 4,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+) -> dict[str, Any]:
+    """Look at what trainings did to the weights: ranks, angles and energies by layer; with targets, at the features.
+
+    Each figure is a function of `recyclelora.analysis`, which tells its source.
+    """
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: expected a file name ending in .html")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; choose another --out or replace it with --overwrite")
+    result = look_into(runs, out, target or [], images, weights)
+    table = Table()
+    table.add_column("mean over layers")
+    columns = {f"{name}: {role}": means for name, run in result.items() for role, means in run["means"].items()}
+    for column in columns:
+        table.add_column(column, justify="right")
+    for key, title in MEASURES.items():
+        table.add_row(title, *("–" if means[key] is None else f"{means[key]:.3g}" for means in columns.values()))
+    Console(width=max(80, 64 + 20 * len(columns))).print(table)
+    say(f"written: {out} and {out.with_suffix('.json')}")
+    return result
 
 
 def print_comparison(summary: dict[str, Any]) -> None:

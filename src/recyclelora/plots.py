@@ -102,6 +102,47 @@ def difference_forest(differences: Mapping[str, Mapping[str, float]], column: st
         return _svg(figure)
 
 
+def lines(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> str:
+    """A line an entry over 1, 2, ..."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        axes = figure.subplots()
+        styles = itertools.product(("-", "--", ":"), PALETTE[1:])
+        for (label, heights), (style, colour) in zip(values.items(), itertools.cycle(styles), strict=False):
+            axes.plot(range(1, len(heights) + 1), heights, style, color=colour, marker="o", markersize=3, label=label)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+        return _svg(figure)
+
+
+def layer_maps(grids: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Heat maps of a measure by kind of layer and block, `grids[label][kind]`; nothing where no layer has it."""
+    grids = {label: grid for label, grid in grids.items() if any(v is not None for row in grid.values() for v in row)}
+    if not grids:
+        return ""
+    arrays = {
+        label: np.array([[np.nan if v is None else v for v in row] for row in grid.values()])
+        for label, grid in grids.items()
+    }
+    low, high = (f([f(a[np.isfinite(a)]) for a in arrays.values()]) for f in (np.min, np.max))
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        across = min(2, len(grids))
+        down = -(-len(grids) // across)
+        rows = max(len(grid) for grid in grids.values())
+        figure = Figure(figsize=(4.6 * across + 0.6, down * (0.8 + 0.26 * rows)), layout="constrained")
+        panels = np.ravel(figure.subplots(down, across, squeeze=False))
+        for axes, (label, array) in zip(panels, arrays.items(), strict=False):
+            image = axes.imshow(array, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+            axes.set_title(label, fontsize=9)
+            axes.set_yticks(range(len(array)), list(grids[label]), fontsize=8)
+            axes.set_xticks(range(0, array.shape[1], max(1, array.shape[1] // 6)))
+            axes.set_xlabel("block", fontsize=8)
+        for axes in panels[len(grids) :]:
+            axes.set_visible(False)
+        figure.colorbar(image, ax=list(panels), shrink=0.8)
+        return _svg(figure)
+
+
 def class_distribution(shares: Mapping[str, Mapping[str, float]]) -> str:
     """Share of each class in the labelled pixels in percent, on a logarithmic axis: `shares[split][class]` in 0..1.
 

@@ -170,7 +170,7 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
     Raises:
         UserError: as `recyclelora.backbone.Backbone` and `recyclelora.methods.attach`; a crop that does not fit.
     """
-    segmenter = _bare(recipe, classes)
+    segmenter = bare(recipe, classes)
     for what, pixels in (("crop", recipe.crop), ("evaluation.window", recipe.window)):
         patch = segmenter.backbone.patch_size
         if pixels % patch:
@@ -188,8 +188,12 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
     return segmenter
 
 
-def _bare(recipe: Recipe, classes: int) -> Segmenter:
-    """Backbone and head without adapters; random parts are drawn from the recipe's seed."""
+def bare(recipe: Recipe, classes: int) -> Segmenter:
+    """Backbone and head of a recipe without adapters; random parts are drawn from its seed.
+
+    Raises:
+        UserError: as `recyclelora.backbone.Backbone`; a head that does not take its settings.
+    """
     torch.manual_seed(recipe.seed)
     settings = recipe.backbone
     make_head = HEADS[recipe.head]
@@ -283,7 +287,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         weights = str(opened.backbone)
     if weights is not None:
         recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
-    segmenter = _bare(recipe, len(opened.space))
+    segmenter = bare(recipe, len(opened.space))
     check_base(segmenter.backbone, opened, recipe.backbone.weights)
     merge_saved(segmenter.backbone, recipe, opened.path / "adapter")
     head = opened.path / "head.safetensors"

@@ -105,6 +105,19 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
             [getattr(self, f"recycle_B_{role}")[name] for role in roles],
         )
 
+    def factors_of(self, name: str) -> dict[Role, tuple[Tensor, Tensor, Start, Tensor]]:
+        """A, B, A0 and B0 of each of an adapter's roles; A0 as the columns of its ones where it is one-hot."""
+        B0, A0 = self._start(name)
+        return {
+            role: (
+                getattr(self, f"recycle_A_{role}")[name],
+                getattr(self, f"recycle_B_{role}")[name],
+                A0[part],
+                B0[:, part],
+            )
+            for role, part in self._parts(*self.ranks[name]).items()
+        }
+
     def _start(self, name: str) -> tuple[Float[Tensor, "out r"], Start]:
         """B0, and A0 or the columns of its ones."""
         held = self.recycle_index if name in self.recycle_index else self.recycle_A0

@@ -1,0 +1,249 @@
+"""What trainings did to their weights and features: tables, heat maps and pictures of one or more runs.
+
+Every figure is a function of `recyclelora.analysis`, where its source is told.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from recyclelora import analysis, plots
+from recyclelora.data.domain import Domain
+from recyclelora.errors import UserError
+from recyclelora.pages import write_page
+from recyclelora.report import PICTURE_FILTERS
+from recyclelora.results import open_targets
+from recyclelora.run import Run, load, open_run, write_json
+from recyclelora.segmenter import Segmenter
+from recyclelora.tuner.base import weight_matrix
+from recyclelora.updates import Update, base_model, layer_updates
+
+PARTS = 10
+"""Portions of the base's singular directions that an update's energy is told in."""
+TOP = 16
+"""Top singular directions of the base that an update is compared to."""
+MEASURES = {
+    "norm": "norm of the update over the base's",
+    "effective_rank": "effective rank",
+    "rank_efficiency": "effective rank over rank",
+    "cosine_A": "mean |cos| among rows of A",
+    "cosine_B": "mean |cos| among columns of B",
+    "column_ratio": "column norms of A at its initial ones over elsewhere",
+    "top_alignment": f"share of the update between the base's top {TOP} directions",
+    "main_sub_distance": "Grassmann distance of main and sub (1: orthogonal)",
+}
+
+
+def measure(update: Update) -> dict[str, Any]:
+    """The figures of one update; those of factors are None where it has none."""
+    A, B = update.A, update.B
+    return {
+        "layer": update.layer,
+        "role": update.role,
+        "rank": update.rank,
+        "norm": float(update.delta.norm() / update.base.norm()),
+        "effective_rank": analysis.effective_rank(update.delta),
+        "rank_efficiency": None if A is None else analysis.effective_rank(update.delta) / A.shape[0],
+        "cosine_A": None if A is None else analysis.mean_cosine(A),
+        "cosine_B": None if B is None else analysis.mean_cosine(B.T),
+        "column_ratio": None if A is None or update.index is None else analysis.column_norm_ratio(A, update.index),
+        "top_alignment": analysis.alignment_with_top(update.delta, update.base, TOP),
+        "energy": analysis.energy_profile(update.delta, update.base, PARTS).tolist(),
+    }
+
+
+def measure_run(run: Run, weights: str | None = None) -> list[dict[str, Any]]:
+    """`measure` of every update of a run, and the distance of main and sub where a layer has both.
+
+    Raises:
+        UserError: as `recyclelora.updates.layer_updates`.
+    """
+    updates = layer_updates(run, weights)
+    rows = [measure(update) for update in tqdm(updates, f"updates of {run.path.name}", disable=None)]
+    by_layer: dict[str, dict[str, Update]] = {}
+    for update in updates:
+        by_layer.setdefault(update.layer, {})[update.role] = update
+    for row in rows:
+        both = by_layer[row["layer"]]
+        main, sub = both.get("main"), both.get("sub")
+        row["main_sub_distance"] = None
+        if main and sub and main.B is not None and sub.B is not None:
+            row["main_sub_distance"] = analysis.grassmann_distance(main.B, sub.B)
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Means over layers of every measure, by role."""
+    roles = dict.fromkeys(row["role"] for row in rows)
+    return {
+        role: {
+            key: statistics.fmean(known)
+            if (known := [row[key] for row in rows if row["role"] == role and row[key] is not None])
+            else None
+            for key in MEASURES
+        }
+        for role in roles
+    }
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How features moved: likeness to the base's at every block, by domain, and pictures of the last block's."""
+
+    cka: dict[str, list[float]]
+    pictures: dict[str, list[tuple[str, UInt8[np.ndarray, "h w 3"]]]]
+
+
+def feature_drift(run: Run, domains: Sequence[Domain], images: int, weights: str | None = None) -> Drift:
+    """Compare the features of a run's model to those of its base.
+
+    Args:
+        images: so many of each domain, evenly spaced, cut to the crop of the training at their middle.
+    """
+    base = base_model(run, weights)
+    models = {"whole": load(run.path, weights, "cpu").segmenter}
+    if run.recipe.method == "recyclelora":
+        models |= {role: with_role(base, layer_updates(run, weights), role) for role in ("main", "sub")}
+    cka, pictures = {}, {}
+    for domain in domains:
+        count = min(images, len(domain))
+        chosen = [(2 * i + 1) * len(domain) // (2 * count) for i in range(count)]
+        crops = [_crop(domain.image(index), run.recipe.crop, base.backbone.patch_size) for index in chosen]
+        before = block_features(base, crops)
+        after = {name: block_features(model, crops) for name, model in models.items()}
+        cka[domain.label] = [
+            analysis.linear_cka(a.flatten(0, 1), b.flatten(0, 1)) for a, b in zip(before, after["whole"], strict=True)
+        ]
+        shown = [("image", crops[0]), ("base", _picture(before[-1][0], crops[0]))]
+        for name, features in after.items():
+            title = "change" if name == "whole" else f"change by {name}"
+            shown.append((title, _picture(features[-1][0] - before[-1][0], crops[0])))
+        pictures[domain.label] = shown
+    return Drift(cka, pictures)
+
+
+def with_role(base: Segmenter, updates: Sequence[Update], role: str) -> Segmenter:
+    """A copy of the base with the updates of one role alone."""
+    model = copy.deepcopy(base)
+    for update in updates:
+        if update.role == role:
+            weight_matrix(model.backbone.model.get_submodule(update.layer)).data.add_(update.delta)
+    return model
+
+
+@torch.no_grad()
+def block_features(
+    model: Segmenter, crops: Sequence[UInt8[np.ndarray, "h w 3"]]
+) -> list[Float[Tensor, "images patches c"]]:
+    """What comes out of every block, at the patches, before the final norm."""
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    vit: Any = model.backbone.model
+    maps: list[Tensor] = vit.forward_intermediates(
+        (images - model.mean) / model.std, indices=None, norm=False, output_fmt="NLC", intermediates_only=True
+    )
+    return maps
+
+
+def _crop(image: UInt8[np.ndarray, "h w 3"], side: int, patch: int) -> UInt8[np.ndarray, "s s 3"]:
+    side = side // patch * patch
+    scale = max(1.0, side / min(image.shape[:2]))
+    if scale > 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        image = cv2.resize(image, (max(side, image.shape[1]), max(side, image.shape[0])))
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
+def _picture(features: Float[Tensor, "patches c"], crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The three first principal components of features as colours, at the size of the crop."""
+    side = round(len(features) ** 0.5)
+    colours = analysis.principal_components(features, 3).view(side, side, 3).mul(255).to(torch.uint8).numpy()
+    return cv2.resize(colours, (crop.shape[1], crop.shape[0]), interpolation=cv2.INTER_NEAREST)
+
+
+def analyze(
+    runs: Sequence[str | Path],
+    out: Path,
+    targets: Sequence[str] = (),
+    images: int = 4,
+    weights: str | None = None,
+) -> dict[str, Any]:
+    """Analyse runs into a page, `out`, and a JSON file beside it, whose content is returned.
+
+    Args:
+        targets: data sets on whose images features are compared, as in `recyclelora evaluate`; none leaves that out.
+        images: of each target.
+        weights: where the base weights lie now, if not where the recipes say.
+
+    Raises:
+        UserError: two runs of one name, and as `measure_run` and `feature_drift`.
+    """
+    opened = {Path(run).name: open_run(run) for run in runs}
+    if len(opened) < len(runs):
+        raise UserError("two runs have folders of the same name; rename one of them")
+    domains = [target.domain for target in open_targets(targets, None, None)]
+    rows = {name: measure_run(run, weights) for name, run in opened.items()}
+    drifts = {name: feature_drift(run, domains, images, weights) for name, run in opened.items() if domains}
+    result = {
+        name: {
+            "method": run.method,
+            "means": summarise(rows[name]),
+            "layers": rows[name],
+            "cka": drifts[name].cka if name in drifts else {},
+        }
+        for name, run in opened.items()
+    }
+    write_json(out.with_suffix(".json"), result)
+    _write_page(out, result, drifts)
+    return result
+
+
+def _write_page(out: Path, result: Mapping[str, Any], drifts: Mapping[str, Drift]) -> None:
+    columns = {f"{name}: {role}": means for name, run in result.items() for role, means in run["means"].items()}
+    grids = {
+        f"{name}: {role}": [row for row in run["layers"] if row["role"] == role]
+        for name, run in result.items()
+        for role in run["means"]
+    }
+    maps = {
+        MEASURES[key]: plots.layer_maps({label: layer_grid(rows, key) for label, rows in grids.items()})
+        for key in ("norm", "effective_rank", "rank_efficiency", "top_alignment", "main_sub_distance")
+    }
+    energy = {label: np.mean([row["energy"] for row in rows], axis=0).tolist() for label, rows in grids.items()}
+    cka = {f"{name}, {label}": values for name, run in result.items() for label, values in run["cka"].items()}
+    write_page(
+        out,
+        "analysis.html.j2",
+        PICTURE_FILTERS,
+        result=result,
+        measures=MEASURES,
+        columns=columns,
+        maps={title: picture for title, picture in maps.items() if picture},
+        energy=plots.lines(energy, "tenth of the base's left singular directions, major to minor", "share of energy"),
+        cka=plots.lines(cka, "block", "CKA with the base's features") if cka else "",
+        pictures={name: drift.pictures for name, drift in drifts.items()},
+    )
+
+
+def layer_grid(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
+    """A measure by kind of layer and block: `attn.qkv` -> a value a block."""
+    grid: dict[str, dict[int, float | None]] = {}
+    for row in rows:
+        parts = row["layer"].split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        block, kind = (0, row["layer"]) if number is None else (int(parts[number]), ".".join(parts[number + 1 :]))
+        grid.setdefault(kind, {})[block] = row[key]
+    depth = 1 + max((block for values in grid.values() for block in values), default=0)
+    return {kind: [values.get(block) for block in range(depth)] for kind, values in grid.items()}

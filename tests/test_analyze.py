@@ -1,0 +1,96 @@
+"""The analysis of runs: figures, features and the page."""
+
+import html
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from labelled_files import refused
+from miniatures import TINY, write_folder
+from recyclelora.analyze import MEASURES, analyze, block_features, feature_drift, layer_grid, measure, with_role
+from recyclelora.data.benchmarks import open_domain
+from recyclelora.recipe import make_recipe
+from recyclelora.run import load
+from recyclelora.training.fit import train
+from recyclelora.updates import Update, base_model, layer_updates
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "town")
+
+
+@pytest.fixture(scope="module")
+def runs(town, tmp_path_factory):
+    made = {}
+    for method, adapter in (("recyclelora", {"r_main": 4, "r_sub": 2}), ("lora", {"rank": 4}), ("full", {})):
+        values = {
+            "sources": [f"folder={town}"], "method": method, "backbone": TINY, "adapter": adapter, "crop": 32,
+            "batch_size": 2, "steps": 2, "workers": 0, "optim": {"lr": 0.01},
+        }  # fmt: skip
+        made[method] = train(make_recipe(values), tmp_path_factory.mktemp("runs") / method)
+    return made
+
+
+def test_figures_of_a_known_update():
+    A, B = torch.eye(2, 6), torch.eye(5, 2)
+    update = Update(
+        "blocks.0.a", "main", torch.eye(5, 6) * torch.arange(6.0, 0, -1), 3 * B @ A, B, A, torch.tensor([0, 1])
+    )
+    found = measure(update)
+    assert found["effective_rank"] == pytest.approx(2)
+    assert found["rank_efficiency"] == pytest.approx(1)
+    assert found["cosine_A"] == found["cosine_B"] == 0
+    assert found["norm"] == pytest.approx((18 / (36 + 25 + 16 + 9 + 4)) ** 0.5)
+    assert found["top_alignment"] == pytest.approx(1)
+    assert sum(found["energy"]) == pytest.approx(1)
+
+
+def test_one_role_alone_and_both_make_the_trained_features(runs, town):
+    run = runs["recyclelora"]
+    base, updates = base_model(run), layer_updates(run)
+    crops = [np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)]
+    whole = block_features(load(run.path, device="cpu").segmenter, crops)
+    both = block_features(with_role(with_role(base, updates, "main"), updates, "sub"), crops)
+    main, start = block_features(with_role(base, updates, "main"), crops), block_features(base, crops)
+    assert len(whole) == 2
+    for a, b, c, d in zip(whole, both, main, start, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(c, d, atol=1e-4)
+        assert not torch.allclose(c, a, atol=1e-4)
+
+
+def test_drift_is_none_for_the_base_itself_and_tells_of_both_adapters(runs, town):
+    domain = open_domain(f"folder={town}", "test")
+    drift = feature_drift(runs["recyclelora"], [domain], 2)
+    (values,) = drift.cka.values()
+    assert len(values) == 2
+    assert all(0 < value < 1 for value in values)
+    (shown,) = drift.pictures.values()
+    assert [title for title, _ in shown] == ["image", "base", "change", "change by main", "change by sub"]
+    assert all(picture.shape == (32, 32, 3) for _, picture in shown)
+
+
+def test_a_page_with_figures_maps_and_pictures(runs, town, tmp_path):
+    result = analyze([run.path for run in runs.values()], tmp_path / "page.html", [f"folder={town}"], images=2)
+    assert json.loads((tmp_path / "page.json").read_text()) == result
+    assert list(result["recyclelora"]["means"]) == ["main", "sub"]
+    assert 0 <= result["recyclelora"]["means"]["main"]["main_sub_distance"] <= 1
+    assert result["lora"]["means"]["lora"]["main_sub_distance"] is None
+    assert result["full"]["means"]["full"]["rank_efficiency"] is None
+    page = html.unescape((tmp_path / "page.html").read_text())
+    for title in MEASURES.values():
+        assert title in page
+    assert page.count("<svg") >= 6
+    assert page.count("data:image/jpeg") >= 5 + 3 + 3
+
+
+def test_layers_are_laid_out_by_kind_and_block():
+    rows = [{"layer": f"blocks.{i}.attn.qkv", "x": i} for i in (0, 2)] + [{"layer": "patch_embed.proj", "x": 9}]
+    assert layer_grid(rows, "x") == {"attn.qkv": [0, None, 2], "patch_embed.proj": [9, None, None]}
+
+
+def test_two_runs_of_one_name_are_refused(runs, tmp_path):
+    refused(lambda: analyze([runs["lora"].path] * 2, tmp_path / "page.html"), "folders of the same name")
