@@ -3,16 +3,18 @@
     python benchmarks/adapter.py                                          # ViT-S, B, L; batch 1 and 4; float32
     python benchmarks/adapter.py --modes bf16 checkpointing compile --models base --batch 1
 
-The plain LoRA has the same total rank (32 + 4) on the same layers. Rounds go through all ways in turn; medians are of
-all rounds, ratios are medians of each round's own ratio. `merged` is the forward pass of the merged model over that of
-the untouched timm model. Results: benchmarks/results/adapter.json.
+The plain LoRA has the same total rank (32 + 4) on the same layers. Every way is measured beside it, step by step in
+turn; medians are of all rounds, ratios are medians of each round's own ratio. `merged` is the forward pass of the
+merged model over that of the untouched timm model. Results: benchmarks/results/adapter.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -93,57 +95,68 @@ def _wait(images: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def measure(model: str, batch: int, mode: str, size: int, rounds: int, device: str) -> dict[str, Any]:
-    """Of every way: median seconds and their ratio to plain LoRA, bytes kept and their ratio."""
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    made = {}
-    for way, adapt in WAYS.items():
-        whole = adapt(base(model, size)).train().to(device)
-        plain = whole.base_model.model if hasattr(whole, "base_model") else whole
-        plain.set_grad_checkpointing("checkpointing" in mode)
-        made[way] = whole
-    kept = {
-        way: saved_bytes(whole, lambda whole=whole: forward(whole, images, mode))
-        for way, whole in made.items()
-        if way != "frozen"
-    }
-    if "compile" in mode:
-        made = {way: torch.compile(whole) for way, whole in made.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in made}
-    for count in range(rounds + 2):
-        for way, whole in made.items():
-            taken = step(whole, images, mode)
-            if count >= 2:
-                seconds[way].append(taken)
-    first = next(iter(WAYS))
+def prepared(model: str, way: str, mode: str, size: int, images: torch.Tensor) -> tuple[nn.Module, float]:
+    """A model that is ready to step, and the MiB that its forward pass keeps for the backward pass."""
+    whole = WAYS[way](base(model, size)).train().to(images.device)
+    plain = whole.base_model.model if hasattr(whole, "base_model") else whole
+    plain.set_grad_checkpointing("checkpointing" in mode)
+    kept = 0 if way == "frozen" else saved_bytes(whole, lambda: forward(whole, images, mode))
+    return torch.compile(whole) if "compile" in mode else whole, kept / 2**20
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """A way beside plain LoRA: median seconds of both and of their ratio, MiB kept by both."""
+    device = _device()
+    images = torch.randn(job["batch"], 3, job["size"], job["size"], generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    arguments = (job["mode"], job["size"], images)
+    reference, kept_plain = prepared(job["model"], next(iter(WAYS)), *arguments)
+    whole, kept = prepared(job["model"], job["way"], *arguments)
+    turns = range(job["rounds"] + 2)
+    pairs = [(step(reference, images, job["mode"]), step(whole, images, job["mode"])) for _ in turns][2:]
     return {
-        way: {
-            "seconds": statistics.median(times),
-            "over_plain": statistics.median(a / b for a, b in zip(times, seconds[first], strict=True)),
-            "kept_mib": kept.get(way, 0) / 2**20,
-            "kept_over_plain": kept.get(way, 0) / kept[first],
-        }
-        for way, times in seconds.items()
+        "seconds": statistics.median(b for _, b in pairs),
+        "plain_seconds": statistics.median(a for a, _ in pairs),
+        "over_plain": statistics.median(b / a for a, b in pairs),
+        "kept_mib": kept,
+        "kept_over_plain": kept / kept_plain,
     }
 
 
-def merged(model: str, size: int, rounds: int, device: str) -> float:
-    """Median ratio of the merged model's forward pass to the untouched timm model's, round by round."""
-    images = torch.randn(1, 3, size, size).to(device)
-    models = [ours(base(model, size)).merge_and_unload().eval().to(device), base(model, size).to(device)]
+def merged(job: dict[str, Any]) -> dict[str, Any]:
+    """Median ratio of the merged model's forward pass to the untouched timm model's, turn by turn."""
+    images = torch.randn(1, 3, job["size"], job["size"]).to(_device())
+    models = [ours(base(job["model"], job["size"])).merge_and_unload(), base(job["model"], job["size"])]
     ratios = []
     with torch.no_grad():
-        for count in range(3 * rounds + 2):
+        for _ in range(4 * job["rounds"] + 2):
             seconds = []
             for one in models:
+                one.to(images.device)
                 _wait(images)
                 started = time.perf_counter()
                 one(images)
                 _wait(images)
                 seconds.append(time.perf_counter() - started)
-            if count >= 2:
-                ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios)
+            ratios.append(seconds[0] / seconds[1])
+    return {"over_untouched": statistics.median(ratios[2:])}
+
+
+def _device() -> str:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """A job in a process of its own, so that its memory goes back."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--job", json.dumps(job)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]
+        return {"error": lines[-1][:200]}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def main() -> None:
@@ -151,35 +164,37 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["small", "base", "large"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["float32"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=list(WAYS)[1:])
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels, a multiple of 14")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if options.job:
+        job = json.loads(options.job)
+        print(json.dumps(merged(job) if job["way"] == "merged" else measure(job)))
+        return
+    name = torch.cuda.get_device_name() if _device() == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     results = json.loads(options.results.read_text()) if options.results.is_file() else {}
     here = results.setdefault(name, {})
-    print(
-        f"{name}\n{'model':6} {'batch':>5} {'mode':18} {'way':12} {'ms':>9} {'ratio':>6} {'kept MiB':>9} {'ratio':>6}"
-    )
+    print(f"{name}; tokens: {(options.size // 14) ** 2 + 1} an image")
+    figures = f"{'ms':>9} {'plain':>9} {'ratio':>6} {'kept MiB':>9} {'ratio':>6}"
+    print(f"{'model':6} {'batch':>5} {'mode':18} {'way':12} {figures}")
+    for model, batch, mode, way in itertools.product(options.models, options.batch, options.modes, options.ways):
+        job = {"model": model, "batch": batch, "mode": mode, "way": way, "size": options.size, "rounds": options.rounds}
+        found = here[f"{model}, {options.size} px, batch {batch}, {mode}, {way}"] = run_job(job)
+        write_json(options.results, results | {"versions": versions()})
+        if "error" in found:
+            print(f"{model:6} {batch:>5} {mode:18} {way:12} {found['error']}", flush=True)
+            continue
+        milliseconds = f"{1e3 * found['seconds']:9.1f} {1e3 * found['plain_seconds']:9.1f} {found['over_plain']:6.3f}"
+        kept = f"{found['kept_mib']:9.1f} {found['kept_over_plain']:6.3f}"
+        print(f"{model:6} {batch:>5} {mode:18} {way:12} {milliseconds} {kept}", flush=True)
     for model in options.models:
-        for batch in options.batch:
-            for mode in options.modes:
-                row = measure(model, batch, mode, options.size, options.rounds, device)
-                here[f"{model}, {options.size} px, batch {batch}, {mode}"] = row
-                for way, found in row.items():
-                    print(
-                        f"{model:6} {batch:>5} {mode:18} {way:12} {1e3 * found['seconds']:9.1f} "
-                        f"{found['over_plain']:6.3f} {found['kept_mib']:9.1f} {found['kept_over_plain']:6.3f}",
-                        flush=True,
-                    )
-        ratio = merged(model, options.size, options.rounds, device)
-        here[f"{model}, {options.size} px, merged over untouched"] = ratio
-        print(f"{model:6} merged over untouched {ratio:.3f}", flush=True)
-        results["versions"] = versions()
-        write_json(options.results, results)
+        job = {"model": model, "way": "merged", "size": options.size, "rounds": options.rounds}
+        found = here[f"{model}, {options.size} px, merged"] = run_job(job)
+        print(f"{model:6} merged over untouched: {found}", flush=True)
+    write_json(options.results, results | {"versions": versions()})
 
 
 if __name__ == "__main__":

@@ -39,12 +39,13 @@ def test_figures_of_a_known_update():
     update = Update(
         "blocks.0.a", "main", torch.eye(5, 6) * torch.arange(6.0, 0, -1), 3 * B @ A, B, A, torch.tensor([0, 1])
     )
-    found = measure(update)
+    found = measure(update, torch.linalg.svd(update.base.double(), full_matrices=False))
     assert found["effective_rank"] == pytest.approx(2)
     assert found["rank_efficiency"] == pytest.approx(1)
     assert found["cosine_A"] == found["cosine_B"] == 0
     assert found["norm"] == pytest.approx((18 / (36 + 25 + 16 + 9 + 4)) ** 0.5)
     assert found["top_alignment"] == pytest.approx(1)
+    assert found["top_distance"] == pytest.approx(0, abs=1e-6)
     assert sum(found["energy"]) == pytest.approx(1)
 
 
@@ -78,6 +79,7 @@ def test_a_page_with_figures_maps_and_pictures(runs, town, tmp_path):
     assert json.loads((tmp_path / "page.json").read_text()) == result
     assert list(result["recyclelora"]["means"]) == ["main", "sub"]
     assert 0 <= result["recyclelora"]["means"]["main"]["main_sub_distance"] <= 1
+    assert 0 <= result["recyclelora"]["means"]["main"]["main_sub_angle"] <= 90
     assert result["lora"]["means"]["lora"]["main_sub_distance"] is None
     assert result["full"]["means"]["full"]["rank_efficiency"] is None
     page = html.unescape((tmp_path / "page.html").read_text())

@@ -47,6 +47,7 @@ def test_each_cell_is_trained_scored_and_told(done):
         assert len(target["resampled"]) == grid.DRAWS
         assert result["step_seconds"] > 0
         assert 0.1 < result["peak_gib"] < 8
+        assert result["wall_seconds"] > 3 * result["step_seconds"]
         assert str(out) not in json.dumps(result)
         assert (out / "runs" / each.name / "head.safetensors").is_file()
         assert not list((out / "runs" / each.name / "checkpoints").glob("*"))

@@ -71,27 +71,23 @@ def grassmann_distance(U: Float[Tensor, "m a"], V: Float[Tensor, "m b"]) -> floa
     return float(angles.square().mean().sqrt() / (np.pi / 2))
 
 
-def energy_profile(
-    update: Float[Tensor, "m n"], base: Float[Tensor, "m n"], parts: int = 10
-) -> Float[Tensor, " parts"]:
-    """Shares of the update's squared norm along the base's left singular vectors, from the major to the minor.
+def energy_profile(update: Float[Tensor, "m n"], U: Float[Tensor, "m k"], parts: int = 10) -> Float[Tensor, " parts"]:
+    """Shares of the update's squared norm along the base's left singular vectors U, from the major to the minor.
 
     Part i takes the i-th of `parts` equal portions of the k = min(m, n) vectors; what lies outside all of them (where
     m > n) is left out, so that the shares of an update by tall factors can sum to less than 1.
     """
-    U = torch.linalg.svd(base.double(), full_matrices=False).U
-    along = (U.T @ update.double()).square().sum(1)
+    along = (U.double().T @ update.double()).square().sum(1)
     total = update.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny)
     return torch.stack([part.sum() for part in along.tensor_split(parts)]) / total
 
 
-def alignment_with_top(update: Float[Tensor, "m n"], base: Float[Tensor, "m n"], rank: int) -> float:
-    """Share of the update's squared norm between the base's top left and top right singular vectors.
+def alignment_with_top(update: Float[Tensor, "m n"], U: Float[Tensor, "m k"], Vh: Float[Tensor, "k n"]) -> float:
+    """Share of the update's squared norm between the base's k top left and top right singular vectors, U and V.
 
-    ||U' dW V||² / ||dW||² with the first `rank` columns (Hu et al., LoRA, section 7.3, arXiv 2106.09685).
+    ||U' dW V||² / ||dW||² (Hu et al., LoRA, section 7.3, arXiv 2106.09685).
     """
-    U, _, Vh = torch.linalg.svd(base.double(), full_matrices=False)
-    inside = (U[:, :rank].T @ update.double() @ Vh[:rank].T).square().sum()
+    inside = (U.double().T @ update.double() @ Vh.double().T).square().sum()
     return float(inside / update.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny))
 
 

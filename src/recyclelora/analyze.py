@@ -6,6 +6,8 @@ Every figure is a function of `recyclelora.analysis`, where its source is told.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,33 +36,39 @@ PARTS = 10
 """Portions of the base's singular directions that an update's energy is told in."""
 TOP = 16
 """Top singular directions of the base that an update is compared to."""
+Singular = tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "k in"]]
+"""U, S and V' of a base weight."""
 MEASURES = {
     "norm": "norm of the update over the base's",
-    "effective_rank": "effective rank",
-    "rank_efficiency": "effective rank over rank",
+    "effective_rank": "effective rank of the update",
+    "rank_efficiency": "effective rank of B A over its rank",
     "cosine_A": "mean |cos| among rows of A",
     "cosine_B": "mean |cos| among columns of B",
     "column_ratio": "column norms of A at its initial ones over elsewhere",
     "top_alignment": f"share of the update between the base's top {TOP} directions",
+    "top_distance": f"Grassmann distance of B and the base's top {TOP} directions (1: orthogonal)",
     "main_sub_distance": "Grassmann distance of main and sub (1: orthogonal)",
+    "main_sub_angle": "smallest principal angle of main and sub, degrees",
 }
 
 
-def measure(update: Update) -> dict[str, Any]:
-    """The figures of one update; those of factors are None where it has none."""
+def measure(update: Update, singular: Singular) -> dict[str, Any]:
+    """The figures of one update of a base of these singular vectors; those of factors are None where it has none."""
     A, B = update.A, update.B
+    U, _, Vh = singular
     return {
         "layer": update.layer,
         "role": update.role,
         "rank": update.rank,
         "norm": float(update.delta.norm() / update.base.norm()),
         "effective_rank": analysis.effective_rank(update.delta),
-        "rank_efficiency": None if A is None else analysis.effective_rank(update.delta) / A.shape[0],
+        "rank_efficiency": None if A is None or B is None else analysis.rank_efficiency(B, A),
         "cosine_A": None if A is None else analysis.mean_cosine(A),
         "cosine_B": None if B is None else analysis.mean_cosine(B.T),
         "column_ratio": None if A is None or update.index is None else analysis.column_norm_ratio(A, update.index),
-        "top_alignment": analysis.alignment_with_top(update.delta, update.base, TOP),
-        "energy": analysis.energy_profile(update.delta, update.base, PARTS).tolist(),
+        "top_alignment": analysis.alignment_with_top(update.delta, U[:, :TOP], Vh[:TOP]),
+        "top_distance": None if B is None else analysis.grassmann_distance(B, U[:, :TOP]),
+        "energy": analysis.energy_profile(update.delta, U, PARTS).tolist(),
     }
 
 
@@ -70,17 +78,17 @@ def measure_run(run: Run, weights: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: as `recyclelora.updates.layer_updates`.
     """
-    updates = layer_updates(run, weights)
-    rows = [measure(update) for update in tqdm(updates, f"updates of {run.path.name}", disable=None)]
-    by_layer: dict[str, dict[str, Update]] = {}
-    for update in updates:
-        by_layer.setdefault(update.layer, {})[update.role] = update
-    for row in rows:
-        both = by_layer[row["layer"]]
-        main, sub = both.get("main"), both.get("sub")
-        row["main_sub_distance"] = None
-        if main and sub and main.B is not None and sub.B is not None:
-            row["main_sub_distance"] = analysis.grassmann_distance(main.B, sub.B)
+    layers = itertools.groupby(layer_updates(run, weights), lambda update: update.layer)
+    rows = []
+    for _, group in tqdm([(layer, list(group)) for layer, group in layers], f"layers of {run.path.name}", disable=None):
+        singular = torch.linalg.svd(group[0].base.double(), full_matrices=False)
+        columns = [update.B for update in group if update.B is not None]
+        distance = angle = None
+        if len(columns) == 2:
+            distance = analysis.grassmann_distance(*columns)
+            angle = math.degrees(analysis.principal_angles(*columns)[-1])
+        both = {"main_sub_distance": distance, "main_sub_angle": angle}
+        rows += [measure(update, singular) | both for update in group]
     return rows
 
 
@@ -219,7 +227,7 @@ def _write_page(out: Path, result: Mapping[str, Any], drifts: Mapping[str, Drift
     }
     maps = {
         MEASURES[key]: plots.layer_maps({label: layer_grid(rows, key) for label, rows in grids.items()})
-        for key in ("norm", "effective_rank", "rank_efficiency", "top_alignment", "main_sub_distance")
+        for key in MEASURES
     }
     energy = {label: np.mean([row["energy"] for row in rows], axis=0).tolist() for label, rows in grids.items()}
     cka = {f"{name}, {label}": values for name, run in result.items() for label, values in run["cka"].items()}

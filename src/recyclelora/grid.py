@@ -13,6 +13,7 @@ import re
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -184,6 +185,7 @@ def _steps_done(run: Path) -> int:
 
 def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
     """Train, score, and write the cell's file."""
+    started = time.perf_counter()
     torch.set_num_threads(threads)
     folder = places.runs / cell.name
     facts: dict[str, Any] = {
@@ -199,6 +201,7 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
         facts |= _cost(run) | _scores(run, cell)
     except DivergedError as error:
         facts["error"] = str(error).split(": ", 1)[1]
+    facts["wall_seconds"] = round(time.perf_counter() - started, 1)
     write_json(places.records / f"{cell.name}.json", facts)
     Run(folder, cell.recipe, {}).checkpoint.unlink(missing_ok=True)
     if not places.keep_runs:
