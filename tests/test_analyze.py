@@ -84,7 +84,8 @@ def test_a_page_with_figures_maps_and_pictures(runs, town, tmp_path):
     assert result["full"]["means"]["full"]["rank_efficiency"] is None
     page = html.unescape((tmp_path / "page.html").read_text())
     for title in MEASURES.values():
-        assert title in page
+        assert f"<td>{title}</td>" in page
+        assert f"<h2>{title[0].upper()}{title[1:]}</h2>" in page
     assert page.count("<svg") >= 6
     assert page.count("data:image/jpeg") >= 5 + 3 + 3
 

@@ -49,14 +49,24 @@ def test_the_interval_of_a_constant_difference_is_that_difference():
     assert high == pytest.approx(0.01)
 
 
-def test_the_interval_covers_the_spread_of_seeds_and_of_images():
+@pytest.mark.parametrize("seeds", [2, 3, 30])
+def test_the_interval_holds_the_truth_as_often_as_it_says_however_few_the_seeds(seeds):
+    rng = np.random.default_rng(seeds)
+    held = 0
+    for _ in range(400):
+        by_seed = (rng.normal(0, 1, (seeds, 1, 1)) + np.zeros((seeds, 1, 4))).tolist()
+        low, high = difference_interval(by_seed, np.zeros((seeds, 1, 4)).tolist())
+        held += low < 0 < high
+    assert held / 400 == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_interval_covers_the_spread_of_images_and_targets_of_the_same_scenes_do_not_narrow_it():
     rng = np.random.default_rng(0)
-    by_seed = rng.normal(0, 1, (200, 1, 1)) + np.zeros((200, 1, 40))
-    low, high = difference_interval(by_seed.tolist(), np.zeros_like(by_seed).tolist())
-    assert (high - low) / (2 * 1.96 / np.sqrt(200)) == pytest.approx(1, abs=0.15)
     by_draw = np.zeros((1, 1, 2000)) + rng.normal(0, 1, 2000)
     low, high = difference_interval(by_draw.tolist(), np.zeros_like(by_draw).tolist())
     assert (high - low) / (2 * 1.96) == pytest.approx(1, abs=0.1)
+    same_scenes = np.repeat(by_draw, 4, 1)
+    assert difference_interval(same_scenes.tolist(), np.zeros_like(same_scenes).tolist()) == pytest.approx((low, high))
     assert np.subtract(*difference_interval(by_draw.tolist(), np.zeros_like(by_draw).tolist(), 0.5)[::-1]) < high - low
 
 

@@ -12,7 +12,7 @@ COMMON = make_recipe({"sources": ["clear:streets:clear"], "adapter": {"r_main": 
 def cell(variant, seed, scores, error=None):
     """What a grid returns of a training with these mIoU, all resamples equal to them."""
     facts = {
-        "variant": variant, "seed": seed, "scale": 1.0, "settings": {"optim.lr": 1e-3},
+        "variant": variant, "seed": seed, "scale": 1.0, "settings": {"method": "lora", "optim.lr": 1e-3},
         "step_seconds": 0.5, "peak_gib": 1.0, "parameters": {"adapters": 10, "head": 2, "backbone": 100},
         "protocol": "full",
     }  # fmt: skip
@@ -28,6 +28,7 @@ def test_a_variant_changes_the_common_recipe_and_brings_its_methods_defaults():
     same = Variant("r", {"adapter.r_sub": 0}).recipe(COMMON, 0)
     assert (same.adapter.r_main, same.adapter.r_sub) == (8, 0)
     refused(lambda: Variant("x", {"optim.lrr": 1}).recipe(COMMON, 0), "variant x", "optim.lrr")
+    refused(lambda: Variant("x", {"steps.x": 1}).recipe(COMMON, 0), "steps.x", "no group of settings")
 
 
 def test_settings_are_for_all_methods_or_for_one():
@@ -45,6 +46,7 @@ def test_settings_are_for_all_methods_or_for_one():
         (["lora", "lora"], [], ["named twice"]),
         (["lora"], ["steps"], ["expected KEY=VALUE or METHOD:KEY=VALUE"]),
         (["lora"], ["frozen:steps=3"], ["one of the methods lora"]),
+        (["lora"], ["lora:optim.lr=["], ["lora:optim.lr=[", "no valid YAML"]),
     ],
 )
 def test_wrong_variants_are_refused(methods, changes, parts):
@@ -66,9 +68,9 @@ def test_means_deviations_and_differences_over_seeds():
     assert a[UNSEEN]["values"] == pytest.approx([0.2, 0.3])
     assert b[UNSEEN]["mean"] == pytest.approx(0.4)
     difference = found["variants"]["b"]["difference"]
-    assert difference["fog"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
-    assert difference["clear"]["low"] == pytest.approx(-0.1)
-    assert difference["clear"]["high"] == pytest.approx(0.1)
+    assert difference["fog"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1, "seeds": 2})
+    assert difference["clear"]["low"] == pytest.approx(-12.7 * 0.1, rel=0.2)  # t of one degree, times s / sqrt(2)
+    assert difference["clear"]["high"] == pytest.approx(12.7 * 0.1, rel=0.2)
     assert difference[UNSEEN]["mean"] == pytest.approx(0.15)
     assert "difference" not in found["variants"]["a"]
 
@@ -89,6 +91,21 @@ def test_a_variant_that_diverged_is_told_and_not_scored(tmp_path):
     assert "Diverged: b (the loss is nan at step 3)" in page
 
 
+def test_where_every_variant_diverged_or_the_baseline_is_missing_there_is_still_a_page(tmp_path):
+    nothing = summarise([cell("a", 0, {}, "the loss is nan at step 3")], "a", [])
+    assert "Diverged: a" in write_comparison(tmp_path / "page.html", "One", nothing).read_text()
+    assert summarise([cell("b", 0, {"fog": 0.4})], "a", [])["variants"]["b"]["difference"]["fog"] is None
+
+
+def test_a_target_without_labels_is_told():
+    refused(lambda: summarise([cell("a", 0, {"fog": None})], "a", []), "target fog", "no pixel")
+
+
+def test_the_rate_of_a_frozen_model_is_its_heads():
+    frozen = cell("frozen", 0, {"fog": 0.3}) | {"settings": {"method": "frozen", "optim.lr": 1, "optim.head_lr": 2}}
+    assert summarise([frozen], "frozen", [])["variants"]["frozen"]["lr"] == 2
+
+
 def test_what_was_trained_on_counts_as_seen():
     assert seen_labels(COMMON, ["clear:streets:clear", "dim:streets:night", "again:streets:clear"]) == [
         "clear",
@@ -97,7 +114,10 @@ def test_what_was_trained_on_counts_as_seen():
 
 
 def test_the_page_marks_best_scores_and_differences_beyond_the_interval(tmp_path):
-    cells = [cell("first", 0, {"fog": 0.30}), cell("better", 0, {"fog": 0.42}), cell("worse", 0, {"fog": 0.18})]
+    scores = {"first": 0.30, "better": 0.42, "worse": 0.18}
+    cells = [cell(name, seed, {"fog": score}) for name, score in scores.items() for seed in (0, 1)]
+    one_seed = write_comparison(tmp_path / "one.html", "Three", summarise(cells[::2], "first", [])).read_text()
+    assert '<td class="best">+12.0' not in one_seed  # it says nothing of the chance of a seed
     page = write_comparison(
         tmp_path / "page.html", "Three", summarise(cells, "first", []), notes=["A note."]
     ).read_text()

@@ -1,15 +1,20 @@
 """Many trainings: what is done is not done again, and what went wrong is told."""
 
 import json
+import os
 
 import pytest
+from filelock import FileLock
 
 from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora import grid
+from recyclelora.compare import Variant
 from recyclelora.errors import UserError
 from recyclelora.grid import Cell, read_cell, run_grid
 from recyclelora.recipe import make_recipe
+from recyclelora.run import open_run
+from recyclelora.training.fit import train
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,74 @@ def test_a_training_that_diverges_is_a_result_and_other_errors_stop(town, tmp_pa
     assert read_cell(cell(town, "full", optim={"lr": 1e30}), tmp_path / "cells") == result
     with pytest.raises(UserError, match="crop 33 is no multiple of the patch"):
         run_grid([cell(town, crop=33)], tmp_path, jobs=0)
+
+
+def test_settings_of_evaluation_are_those_asked_for_even_where_the_run_is_there(town, tmp_path):
+    before = run_grid([cell(town)], tmp_path, jobs=0)
+    (tmp_path / "cells" / "recyclelora--0.json").unlink()
+    again = cell(town, evaluation={"flip": True, "window": 16})
+    (result,) = run_grid([again], tmp_path, jobs=0)
+    assert "flip" in result["protocol"]
+    assert result["targets"][0]["miou"] != before[0]["targets"][0]["miou"]
+    assert result["peak_gib"] is None  # it was not trained here
+
+
+def test_a_run_of_other_settings_that_was_stopped_is_made_anew(town, tmp_path):
+    each = cell(town)
+    train(cell(town, steps=2).recipe, tmp_path / "runs" / each.name)
+    damaged = tmp_path / "runs" / cell(town, "frozen").name
+    damaged.mkdir()
+    (damaged / "recipe.yaml").write_text("steps: [")
+    assert len(run_grid([each, cell(town, "frozen")], tmp_path, jobs=0)) == 2
+    assert open_run(tmp_path / "runs" / each.name).recipe.steps == 3
+
+
+def test_errors_and_divergence_in_another_process(town, tmp_path):
+    (result,) = run_grid([cell(town, "full", optim={"lr": 1e30})], tmp_path, jobs=1)
+    assert "the loss is" in result["error"]
+    assert read_cell(cell(town, "full", optim={"lr": 1e30}), tmp_path / "cells") == result
+    refused(lambda: run_grid([cell(town, crop=33), cell(town, "frozen")], tmp_path, jobs=1), "crop 33")
+    assert not (tmp_path / "cells" / "frozen--0.json").exists()  # nothing is begun after an error
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_killed_process_is_told_by_the_names_of_its_trainings(town, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_make_cell", die)
+    refused(lambda: run_grid([cell(town)], tmp_path, jobs=1), "recyclelora--0", "a process was killed", "--jobs")
+
+
+def test_two_processes_in_one_folder_and_two_cells_of_one_name_are_refused(done, town):
+    out, cells, _ = done
+    with FileLock(out / ".lock"):
+        refused(lambda: run_grid(cells, out), str(out), "another process is at work")
+    refused(lambda: run_grid([cells[0], cells[0]], out), "recyclelora--0", "every seed once")
+
+
+def test_a_result_on_more_targets_serves_for_fewer(done, town):
+    out, (each, _), (result, _) = done
+    file = out / "cells" / f"{each.name}.json"
+    wide = json.loads(file.read_text())
+    wide["settings"]["scored.targets"] += ["other:folder"]
+    wide["targets"] += [{**wide["targets"][0], "label": "other"}]
+    file.write_text(json.dumps(wide))
+    found = read_cell(each, out / "cells")
+    file.write_text(json.dumps(result))
+    assert found["targets"] == result["targets"]
+
+
+def test_results_of_other_weights_or_images_are_not_mixed(done, town):
+    out, cells, results = done
+    file = out / "cells" / f"{cells[1].name}.json"
+    moved = json.loads(json.dumps(results[1]))
+    moved["targets"][0]["fingerprint"] = "0" * 64
+    file.write_text(json.dumps(moved))
+    refused(lambda: run_grid(cells, out), "images of target town", "recyclelora--0.json", "frozen--1.json")
+    file.write_text(json.dumps(results[1]))
+    other = Cell("recyclelora", Variant("x", {"backbone.weights": "hub"}).recipe(cells[0].recipe, 0), cells[0].targets)
+    assert "backbone.weights random in place of hub" in other.differences(results[0]["settings"])
 
 
 def test_runs_need_not_be_kept(town, tmp_path):

@@ -26,6 +26,7 @@ def test_frozen_trains_nothing_and_saves_nothing(tmp_path):
     assert not any(p.requires_grad for p in model.parameters())
     save_trained(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+    assert scale_of(recipe(method="frozen", adapter={"r_main": 4, "alpha": 2.0})) is None
     merge_saved(model, recipe(method="frozen"), tmp_path / "adapter")
 
 

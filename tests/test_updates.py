@@ -53,6 +53,16 @@ def test_updates_add_up_to_the_merged_weights(method, town, tmp_path):
         assert (update.index is not None) == method.startswith("recyclelora")
 
 
+@pytest.mark.parametrize("method", ["recyclelora", "lora"])
+def test_a_patch_embedding_has_an_update_too(method, town, tmp_path):
+    targets = {"target_modules": ["attn.qkv", "patch_embed.proj"]}
+    run = trained(tmp_path / "run", method, METHODS[method] | targets, town)
+    merged = load(run.path, device="cpu").segmenter.backbone.model.patch_embed.proj.weight.flatten(1)
+    own = [update for update in layer_updates(run) if update.layer == "patch_embed.proj"]
+    torch.testing.assert_close(own[0].base + sum(update.delta for update in own), merged, atol=1e-5, rtol=1e-4)
+    assert all(update.B.shape == (len(merged), update.rank) for update in own)
+
+
 @pytest.mark.parametrize("method", ["frozen", "rein"])
 def test_methods_that_change_no_weight_are_refused(method, town, tmp_path):
     adapter = {"tokens": 4, "rank": 2} if method == "rein" else {}

@@ -85,7 +85,8 @@ def energy_profile(update: Float[Tensor, "m n"], U: Float[Tensor, "m k"], parts:
 def alignment_with_top(update: Float[Tensor, "m n"], U: Float[Tensor, "m k"], Vh: Float[Tensor, "k n"]) -> float:
     """Share of the update's squared norm between the base's k top left and top right singular vectors, U and V.
 
-    ||U' dW V||² / ||dW||² (Hu et al., LoRA, section 7.3, arXiv 2106.09685).
+    ||U' dW V||² / ||dW||²: the projection of LoRA's section 7.3 (Hu et al., arXiv 2106.09685) with base and update in
+    each other's place.
     """
     inside = (U.double().T @ update.double() @ Vh.double().T).square().sum()
     return float(inside / update.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny))

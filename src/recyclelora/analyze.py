@@ -123,7 +123,8 @@ def feature_drift(run: Run, domains: Sequence[Domain], images: int, weights: str
     base = base_model(run, weights)
     models = {"whole": load(run.path, weights, "cpu").segmenter}
     if run.recipe.method == "recyclelora":
-        models |= {role: with_role(base, layer_updates(run, weights), role) for role in ("main", "sub")}
+        updates = layer_updates(run, weights)
+        models |= {role: with_role(base, updates, role) for role in dict.fromkeys(update.role for update in updates)}
     cka, pictures = {}, {}
     for domain in domains:
         count = min(images, len(domain))
@@ -239,7 +240,7 @@ def _write_page(out: Path, result: Mapping[str, Any], drifts: Mapping[str, Drift
         measures=MEASURES,
         columns=columns,
         maps={title: picture for title, picture in maps.items() if picture},
-        energy=plots.lines(energy, "tenth of the base's left singular directions, major to minor", "share of energy"),
+        energy=plots.lines(energy, "tenth of the base's left singular directions, 0: most major", "share of energy"),
         cka=plots.lines(cka, "block", "CKA with the base's features") if cka else "",
         pictures={name: drift.pictures for name, drift in drifts.items()},
     )

@@ -431,7 +431,7 @@ def main() -> None:
         app(arguments)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("stopped; a training goes on with --resume, the demo with the same command", file=sys.stderr)
+            print("stopped; a training goes on with --resume, all else with the same command", file=sys.stderr)
         raise
     except Exception as error:
         if debug:

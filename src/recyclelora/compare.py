@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recyclelora import plots
-from recyclelora.data.benchmarks import parse_spec
+from recyclelora.data.benchmarks import open_domain, parse_spec
 from recyclelora.data.domain import Domain
 from recyclelora.errors import UserError, did_you_mean
 from recyclelora.evaluation.bootstrap import difference_interval
+from recyclelora.evaluation.evaluate import check_classes
 from recyclelora.grid import Cell, run_grid
 from recyclelora.methods import METHODS
 from recyclelora.pages import write_page
-from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.recipe import Recipe, make_recipe, put, read_value
 from recyclelora.report import PICTURE_FILTERS, Example, take_examples
 from recyclelora.results import open_targets, predict_as, same_domain
 from recyclelora.run import load, write_json
@@ -44,11 +43,7 @@ class Variant:
         if "method" in self.changes and self.changes["method"] != common.method:
             values["adapter"] = {}
         for key, value in {**self.changes, "seed": seed}.items():
-            *parents, last = key.split(".")
-            place = values
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
+            put(values, key, value)
         return make_recipe(values, f"variant {self.name}")
 
 
@@ -72,7 +67,7 @@ def variants_of(methods: Sequence[str], changes: Sequence[str] = ()) -> list[Var
                 f"--set {text}: expected KEY=VALUE or METHOD:KEY=VALUE with one of the methods {', '.join(methods)}"
             )
         for method in [owner] if colon else methods:
-            settings[method][inner if colon else key] = yaml.safe_load(value)
+            settings[method][inner if colon else key] = read_value(key, value)
     return [Variant(method, values) for method, values in settings.items()]
 
 
@@ -106,7 +101,10 @@ def compare(
     targets = list(targets) or recipe.targets
     if not targets:
         raise UserError("no targets: give one with --target, as in --target streets:fog, or in the recipe")
-    opened = open_targets(targets, None, limit)  # an error now is better than one after hours
+    opened = open_targets(targets, None, limit)
+    sources = [open_domain(source.data, "train", recipe.limit) for source in recipe.sources]
+    for target in opened:  # an error now is better than one after hours
+        check_classes(sources[0].train_space, target.domain)
     cells = [
         Cell(variant.name, variant.recipe(recipe, seed), tuple(targets), None, limit)
         for variant in variants
@@ -141,7 +139,8 @@ def summarise(cells: Sequence[Mapping[str, Any]], baseline: str, seen: Sequence[
     rows = {}
     for name, own in by_variant.items():
         row: dict[str, Any] = {"seeds": [cell["seed"] for cell in own], "scale": own[0]["scale"]}
-        row["lr"] = own[0]["settings"]["optim.lr"]
+        settings = own[0]["settings"]
+        row["lr"] = (settings["method"] == "frozen" and settings.get("optim.head_lr")) or settings["optim.lr"]
         errors = [cell["error"] for cell in own if "error" in cell]
         if errors:
             rows[name] = row | {"error": errors[0]}
@@ -151,7 +150,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], baseline: str, seen: Sequence[
         row["scores"] = {column: _spread(own, group) for column, group in columns.items()}
         if name != baseline:
             row["difference"] = {
-                column: _difference(own, by_variant[baseline], group) for column, group in columns.items()
+                column: _difference(own, by_variant.get(baseline, ()), group) for column, group in columns.items()
             }
         rows[name] = row
     return {
@@ -168,6 +167,8 @@ def _cost(cells: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 def _miou(cell: Mapping[str, Any], labels: Sequence[str]) -> float:
     values = [target["miou"] for target in cell["targets"] if target["label"] in labels]
+    if None in values:
+        raise UserError(f"target {', '.join(labels)}: no pixel has a class that is scored; leave it out")
     return statistics.fmean(values)
 
 
@@ -186,8 +187,8 @@ def _spread(cells: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[s
 
 def _difference(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], labels: Sequence[str]
-) -> dict[str, float] | None:
-    """Mean over the seeds that both have, and its interval."""
+) -> dict[str, float | int] | None:
+    """Mean over the seeds that both have, their number, and the mean's interval."""
     pairs = [
         (own, other)
         for own in ours
@@ -203,17 +204,25 @@ def _difference(
         "mean": statistics.fmean(_miou(own, labels) - _miou(other, labels) for own, other in pairs),
         "low": low,
         "high": high,
+        "seeds": len(pairs),
     }
 
 
 def _examples(cells: Sequence[Cell], out: Path, domains: Sequence[Domain], count: int) -> dict[str, list[Example]]:
     """Pictures of each target with the first seed's models, where their runs are there."""
     runs = {cell.variant: out / "runs" / cell.name for cell in cells if cell.recipe.seed == cells[0].recipe.seed}
-    models = {name: load(run) for name, run in runs.items() if count and (run / "head.safetensors").is_file()}
-    examples = {}
-    for domain in domains if models else []:
-        predicts = {name: predict_as(model, domain) for name, model in models.items()}
-        examples[domain.label] = take_examples(predicts, domain, count)
+    examples: dict[str, list[Example]] = {}
+    for name, run in runs.items():
+        if not count or not (run / "head.safetensors").is_file():
+            continue
+        model = load(run)
+        for domain in domains:
+            own = take_examples({name: predict_as(model, domain)}, domain, count)
+            others = examples.get(domain.label, own)
+            examples[domain.label] = [
+                replace(one, predictions={**one.predictions, **other.predictions})
+                for one, other in zip(others, own, strict=True)
+            ]
     return examples
 
 
@@ -243,7 +252,9 @@ def write_comparison(
         differences=differences,
         main=main,
         dots=plots.spread_dots({name: row["scores"] for name, row in scored.items()}, summary["columns"]),
-        forest=plots.difference_forest({name: row[main] for name, row in differences.items() if row[main]}, main),
+        forest=plots.difference_forest(
+            {name: row[main] for name, row in differences.items() if row[main]}, main, summary["baseline"]
+        ),
         examples=examples or {},
         notes=notes,
     )

@@ -6,6 +6,7 @@ OUT/cells/VARIANT--SEED.json    scores, parameters, seconds a step, memory; smal
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -15,7 +16,8 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,16 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from recyclelora.data.benchmarks import parse_spec
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.evaluate import score_domain
 from recyclelora.methods import scale_of
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.results import open_targets, predict_as, protocol_name
-from recyclelora.run import Run, load, remove_run, versions, write_json
+from recyclelora.run import Run, load, open_run, remove_run, versions, write_json
 from recyclelora.training.fit import decisive, train
+from recyclelora.weights import SOURCES
 
 POLL = 2.0
 """Seconds between two looks at how far the trainings are."""
@@ -56,6 +61,8 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """What the result depends on, one level deep as in `optim.lr`, without where files lie."""
         facts = {**decisive(self.recipe), "evaluation": self.recipe.evaluation.model_dump()}
+        weights = self.recipe.backbone.weights
+        facts["backbone"]["weights"] = weights if weights in SOURCES else Path(weights).name
         facts["scored"] = {
             "targets": [re.sub(r"=.*", "", text) for text in self.targets],
             "split": self.split,
@@ -68,6 +75,9 @@ class Cell:
         """Settings of a result that are not this cell's; those it does not have yet were at their defaults."""
         recipe = make_recipe({"sources": self.recipe.model_dump()["sources"], "method": self.recipe.method})
         asked, default = self.settings(), Cell("", recipe, self.targets).settings()
+        scored = settings.get("scored.targets", [])
+        if set(asked["scored.targets"]) <= set(scored):
+            asked["scored.targets"] = scored
         return [
             f"{key} {settings.get(key, default.get(key))} in place of {asked.get(key)}"
             for key in sorted({*asked, *settings})
@@ -93,7 +103,7 @@ class Places:
 
 
 def read_cell(cell: Cell, records: Path) -> dict[str, Any] | None:
-    """The result of a cell that was done before; None if it was not.
+    """The result of a cell that was done before, on its targets alone if it was scored on more; None if it was not.
 
     Raises:
         UserError: the file is damaged, or of other settings.
@@ -110,6 +120,9 @@ def read_cell(cell: Cell, records: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{file}: made with {'; '.join(differences)}; choose another --out, or remove it to have it made again"
         )
+    if "targets" in result:
+        labels = [parse_spec(text).label for text in cell.targets]
+        result["targets"] = [target for target in result["targets"] if target["label"] in labels]
     return result
 
 
@@ -123,20 +136,59 @@ def run_grid(
     Results lie in `records`, in OUT/cells if not given; runs are removed once they are scored unless `keep_runs`.
 
     Raises:
-        UserError: as `read_cell`, `recyclelora.training.fit.train` and `recyclelora.results.open_targets`. Cells that
-            were done before the error stay done.
+        UserError: two cells of one name, another process at work in `out`, results of other base weights or images than
+            the others', a process that was killed; and as `read_cell`, `recyclelora.training.fit.train` and
+            `recyclelora.results.open_targets`. Cells that were done before the error stay done.
     """
+    names = [cell.name for cell in cells]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise UserError(f"{doubled.pop()}: two trainings of this name; give every seed once, and variants other names")
     records = records or out / "cells"
     places = Places(out / "runs", records, keep_runs)
-    results = {cell.name: read_cell(cell, records) for cell in cells}
-    todo = [cell for cell in cells if results[cell.name] is None]
-    total = sum(cell.recipe.steps for cell in cells)
-    with tqdm(desc=f"steps of {len(cells)} trainings", total=total, disable=None) as bar:
-        bar.update(total - sum(cell.recipe.steps for cell in todo))
-        for cell, result in _made_here(todo, places) if jobs == 0 else _made(todo, places, jobs, bar):
-            results[cell.name] = result
-            bar.update(sum(c.recipe.steps for c in cells if results[c.name]) - bar.n)
+    with _alone(out):
+        results = {cell.name: read_cell(cell, records) for cell in cells}
+        _check_alike(results, records)
+        todo = [cell for cell in cells if results[cell.name] is None]
+        total = sum(cell.recipe.steps for cell in cells)
+        with tqdm(desc=f"steps of {len(cells)} trainings", total=total, disable=None) as bar:
+            bar.update(total - sum(cell.recipe.steps for cell in todo))
+            for cell, result in _made_here(todo, places) if jobs == 0 else _made(todo, places, jobs, bar):
+                results[cell.name] = result
+                bar.update(sum(c.recipe.steps for c in cells if results[c.name]) - bar.n)
+                _check_alike(results, records)
     return [made for cell in cells if (made := results[cell.name]) is not None]
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two processes in one folder would train into each other's runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{out}: another process is at work there; wait for it, or choose another --out") from None
+
+
+def _check_alike(results: Mapping[str, Mapping[str, Any] | None], records: Path) -> None:
+    """Results are of one base and one copy of the data, or they cannot be compared; what a seed draws is its own."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, result in results.items():
+        if result is None or "targets" not in result:
+            continue
+        of_seed = f" of seed {result['seed']}"
+        random = result["settings"].get("backbone.weights") == "random"
+        hashes = {"base weights" + of_seed * random: result["weights_sha256"]}
+        hashes |= {f"images of {source['label']}{of_seed}": source["fingerprint"] for source in result["data"]}
+        hashes |= {f"images of target {target['label']}": target["fingerprint"] for target in result["targets"]}
+        for what, found in hashes.items():
+            other, expected = first.setdefault(what, (name, found))
+            if found != expected:
+                raise UserError(
+                    f"{records}: {what} are not the same in {other}.json ({expected[:12]}) and {name}.json "
+                    f"({found[:12]}); remove those that are not to be compared"
+                )
 
 
 def _made_here(cells: Sequence[Cell], places: Places) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -147,35 +199,53 @@ def _made_here(cells: Sequence[Cell], places: Places) -> Iterator[tuple[Cell, di
 def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: tqdm[Any]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Cells as they are finished; the bar moves with the steps of those under way."""
     threads = max(1, torch.get_num_threads() // jobs)
+    waiting: dict[Future[dict[str, Any]], Cell] = {}
+    todo, finished = list(cells), bar.n
     with _processes(jobs, threads) as pool:
-        waiting = {pool.submit(_make_cell, cell, places, threads): cell for cell in cells}
-        finished = bar.n
-        try:
-            while waiting:
-                for future in wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done:
-                    cell = waiting.pop(future)
-                    finished += cell.recipe.steps
-                    yield cell, future.result()
-                bar.update(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.n)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while todo or waiting:
+            while todo and len(waiting) < jobs:  # what is handed over early cannot be taken back after an error
+                waiting[pool.submit(_make_cell, todo[0], places, threads)] = todo[0]
+                del todo[0]
+            for future in wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done:
+                cell = waiting.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    names = ", ".join(each.name for each in (cell, *waiting.values()))
+                    raise UserError(
+                        f"{names}: a process was killed, most likely for want of memory; take fewer --jobs or a "
+                        "smaller batch_size, and call again to go on"
+                    ) from None
+                finished += cell.recipe.steps
+                yield cell, result
+            bar.update(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.n)
 
 
 @contextmanager
 def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes with so many threads each, which show no progress bars of their own."""
-    wanted = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_leave_terminal
+        ) as pool:
             yield pool
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _leave_terminal() -> None:
+    """Bars, which are for terminals alone, would be drawn over the grid's."""
+    sys.stderr = _Plain(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
+
+
+class _Plain(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return False
 
 
 def _steps_done(run: Path) -> int:
@@ -188,6 +258,8 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     torch.set_num_threads(threads)
     folder = places.runs / cell.name
+    _clear_other(folder, cell.recipe)
+    trained_before = (folder / "head.safetensors").is_file()
     facts: dict[str, Any] = {
         "variant": cell.variant,
         "seed": cell.recipe.seed,
@@ -198,7 +270,7 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
     }
     try:
         run = train(cell.recipe, folder, resume=True)
-        facts |= _cost(run) | _scores(run, cell)
+        facts |= _cost(run, trained_before) | _scores(run, cell)
     except DivergedError as error:
         facts["error"] = str(error).split(": ", 1)[1]
     facts["wall_seconds"] = round(time.perf_counter() - started, 1)
@@ -209,8 +281,22 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
     return facts
 
 
-def _cost(run: Run) -> dict[str, Any]:
-    """Trainable parameters, median seconds of a step, peak memory of the process (of the GPU, where there is one)."""
+def _clear_other(folder: Path, recipe: Recipe) -> None:
+    """Remove a run of other settings that was stopped before it had a result, or that never got to be one."""
+    if folder.is_dir():
+        try:
+            same = decisive(open_run(folder).recipe) == decisive(recipe)
+        except UserError:
+            same = False
+        if not same:
+            remove_run(folder)
+
+
+def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
+    """Trainable parameters, median seconds of a step, peak memory of the process (of the GPU, where there is one).
+
+    The peak is None for a run that another process trained.
+    """
     seconds = [json.loads(line)["seconds"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     steps = [after - before for before, after in itertools.pairwise(seconds)]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_bytes()
@@ -219,18 +305,22 @@ def _cost(run: Run) -> dict[str, Any]:
         "weights_sha256": run.info["weights_sha256"],
         "data": run.info["sources"],
         "step_seconds": round(statistics.median(steps), 4) if steps else None,
-        "peak_gib": round(peak / 2**30, 3),
+        "peak_gib": None if trained_before else round(peak / 2**30, 3),
         "final_loss": json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[-1])["loss"],
     }
 
 
 def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage says there is at least what the process that started this one had
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _scores(run: Run, cell: Cell) -> dict[str, Any]:
     model = load(run.path, cell.recipe.backbone.weights)
+    model.evaluation = cell.recipe.evaluation  # the run's may be of before
     targets = open_targets(cell.targets, cell.split, cell.limit)
     scored = []
     for target in targets:

@@ -132,7 +132,7 @@ METHODS: dict[str, Method] = {
 def scale_of(recipe: Recipe) -> float | None:
     """What the method's update is multiplied by; None where it has no such factor."""
     settings = recipe.adapter
-    if settings.alpha is None or recipe.method == "imported":
+    if settings.alpha is None or recipe.method in ("frozen", "full", "imported"):
         return None
     if settings.rank is not None:
         return settings.alpha / settings.rank

@@ -61,6 +61,8 @@ def spread_dots(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: 
 
     `scores[method][column]` holds `values` and `mean` in 0..1.
     """
+    if not scores or not columns:
+        return ""
     methods = list(scores)[::-1]
     with mpl.rc_context(STYLE):
         across = min(4, len(columns))
@@ -82,7 +84,7 @@ def spread_dots(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: 
         return _svg(figure)
 
 
-def difference_forest(differences: Mapping[str, Mapping[str, float]], column: str) -> str:
+def difference_forest(differences: Mapping[str, Mapping[str, float]], column: str, baseline: str) -> str:
     """Differences to a baseline in points with their intervals, a line a method: `mean`, `low` and `high` in 0..1."""
     if not differences:
         return ""
@@ -97,19 +99,19 @@ def difference_forest(differences: Mapping[str, Mapping[str, float]], column: st
             axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot([mean], [place], "o", color=colour, markersize=6)
         axes.set_yticks(range(len(methods)), methods)
-        axes.set(xlabel=f"difference of mIoU, {column} (points)", ylim=(-0.6, len(methods) - 0.4))
+        axes.set(xlabel=f"mIoU minus that of {baseline}, {column} (points)", ylim=(-0.6, len(methods) - 0.4))
         axes.grid(axis="y", visible=False)
         return _svg(figure)
 
 
 def lines(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> str:
-    """A line an entry over 1, 2, ..."""
+    """A line an entry over 0, 1, 2, ..."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axes = figure.subplots()
         styles = itertools.product(("-", "--", ":"), PALETTE[1:])
         for (label, heights), (style, colour) in zip(values.items(), itertools.cycle(styles), strict=False):
-            axes.plot(range(1, len(heights) + 1), heights, style, color=colour, marker="o", markersize=3, label=label)
+            axes.plot(range(len(heights)), heights, style, color=colour, marker="o", markersize=3, label=label)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         figure.legend(frameon=False, loc="outside right upper", fontsize=8)
         return _svg(figure)

@@ -264,10 +264,7 @@ def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Reci
             f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
         )
     for key, text in (changes or {}).items():
-        try:
-            _put(values, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {key}={text}: no valid YAML: {' '.join(str(error).split())}") from error
+        put(values, key, read_value(key, text))
     return make_recipe(values, str(path))
 
 
@@ -295,7 +292,24 @@ def _known_keys(parents: tuple[Any, ...]) -> list[str]:
     return list(settings.model_fields)
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def read_value(key: str, text: str) -> Any:
+    """The value of a `--set KEY=TEXT`.
+
+    Raises:
+        UserError: no valid YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}={text}: no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Change one value of nested settings; `key` as in `optim.lr`.
+
+    Raises:
+        UserError: a part of the key that is no group of settings.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})

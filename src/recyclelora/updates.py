@@ -106,11 +106,14 @@ def _of_recyclelora(name: str, layer: RecycleLoraLayer, method: str) -> Iterator
 
 def _of_lora(name: str, layer: Any, method: str) -> Update:
     base = weight_matrix(layer.get_base_layer()).detach().clone()
-    A, B = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    A, B = (factors["default"].weight.detach().flatten(1) for factors in (layer.lora_A, layer.lora_B))
     if method in MUTATING:  # saved as [A; A0] and [B, -B0]
         half = A.shape[0] // 2
         A, B = A[:half], B[:, :half]
-    layer.merge()
-    delta = weight_matrix(layer.get_base_layer()).detach() - base
-    layer.unmerge()
+    if method == "dora":  # rescales whole rows of the weight
+        layer.merge()
+        delta = weight_matrix(layer.get_base_layer()).detach() - base
+        layer.unmerge()
+    else:
+        delta = layer.get_delta_weight("default").detach().flatten(1)
     return Update(name, method, base, delta, B, A)

@@ -154,7 +154,7 @@ def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "stopped; a training goes on with --resume, the demo with the same command"
+    assert err.strip().splitlines()[-1] == "stopped; a training goes on with --resume, all else with the same command"
 
 
 def test_resuming_a_finished_run_does_nothing(command, recipe, tmp_path):

@@ -1,7 +1,8 @@
 """How sure a score is: mIoU of resampled images, and intervals of differences between methods.
 
 Images are drawn anew with replacement (Efron, Annals of Statistics 7, 1979). All models are given the same draws, so
-that differences between two of them are paired image by image; runs of several seeds are resampled on top of that.
+that differences between two of them are paired image by image. Chance of the seed comes on top of that, as in a t-test:
+two or three seeds are too few to be resampled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Float64, Int64
 DRAWS = 200
 """Resamples of a target's images that are kept with a score."""
 REPLICATES = 4000
-"""Draws of seeds and images that an interval is made of."""
+"""Draws of images and of seed chance that an interval is made of."""
 
 
 def resampled_miou(
@@ -37,7 +38,11 @@ def resampled_miou(
 def difference_interval(
     ours: Sequence[Sequence[Sequence[float]]], theirs: Sequence[Sequence[Sequence[float]]], level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the mean difference of two methods over seeds and targets.
+    """Interval of the mean difference of two methods over seeds and targets.
+
+    Each replicate takes one resample of the images, the same of all targets (several may show the same scenes), and
+    adds s / sqrt(n) times a draw of Student's t with n - 1 degrees, s being the deviation of the difference over n
+    seeds. Of one seed the interval tells of images alone.
 
     Args:
         ours, theirs: resampled mIoU by [seed][target][draw]; the same seeds, targets and number of draws.
@@ -48,11 +53,12 @@ def difference_interval(
     one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if one.shape != other.shape or one.ndim != 3 or one.size == 0:
         raise ValueError(f"expected [seed][target][draw] of both methods alike, got shapes {one.shape}, {other.shape}")
-    difference = one - other
-    seeds, targets, draws = difference.shape
+    difference = (one - other).mean(1)
+    seeds, draws = difference.shape
     generator = np.random.default_rng(0)
-    chosen = generator.integers(seeds, size=(REPLICATES, seeds))
-    drawn = generator.integers(draws, size=(REPLICATES, targets))
-    means = difference[chosen[:, :, None], np.arange(targets), drawn[:, None, :]].mean((1, 2))
+    means = difference.mean(0)[generator.integers(draws, size=REPLICATES)]
+    if seeds > 1:
+        error = difference.mean(1).std(ddof=1) / np.sqrt(seeds)
+        means = means + error * generator.standard_t(seeds - 1, REPLICATES)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
