@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CAMVID ?= $(wildcard ../shared/data/camvid)
+CAMVID ?= $(firstword $(wildcard data/camvid ../shared/data/camvid))
 DEMO_OUT ?= runs/demo
 DEMO_FLAGS ?=
 STUDY_FLAGS ?=

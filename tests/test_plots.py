@@ -6,7 +6,16 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from recyclelora.plots import PALETTE, class_distribution, loss_curves, miou_bars
+from recyclelora.plots import (
+    PALETTE,
+    class_distribution,
+    difference_forest,
+    layer_maps,
+    lines,
+    loss_curves,
+    miou_bars,
+    spread_dots,
+)
 
 SCORES = {
     "frozen": {"clear": 0.5, "fog": 0.25, "night": 0.125},
@@ -107,3 +116,49 @@ def test_bars_of_classes_are_as_high_as_the_logarithm_of_their_share():
 def test_one_split_needs_no_legend_and_an_empty_one_no_bars():
     assert "all" not in texts(class_distribution({"all": {"road": 0.5, "sky": 0.5}}))
     assert bars(class_distribution({"all": {"road": 0.0}})) == []
+
+
+def strokes(svg, colour):
+    """Points of every line of a colour, in the order drawn."""
+    return [points for style, points in paths(svg) if style.get("stroke") == colour]
+
+
+def test_intervals_lie_where_they_say_and_take_their_colour_from_their_side():
+    differences = {
+        "better": {"mean": 0.04, "low": 0.02, "high": 0.06}, "worse": {"mean": -0.02, "low": -0.03, "high": -0.01},
+        "open": {"mean": 0.01, "low": -0.01, "high": 0.03},
+    }  # fmt: skip
+    svg = difference_forest(differences, "unseen", "frozen")
+    (better,), (worse,) = strokes(svg, PALETTE[1]), strokes(svg, PALETTE[2])
+    zero, open_ = sorted(strokes(svg, PALETTE[0]), key=lambda points: np.ptp(points[:, 0]))
+    per_point = np.ptp(better[:, 0]) / 4
+    assert np.ptp(worse[:, 0]) / per_point == pytest.approx(2, rel=1e-3)
+    assert (better[0, 0] - zero[0, 0]) / per_point == pytest.approx(2, rel=1e-3)
+    assert (zero[0, 0] - worse[-1, 0]) / per_point == pytest.approx(1, rel=1e-3)
+    assert better[0, 1] < worse[0, 1] < open_[0, 1]  # from the top
+    assert "mIoU minus that of frozen, unseen (points)" in texts(svg)
+    assert difference_forest({}, "unseen", "frozen") == ""
+
+
+def test_a_bar_stands_at_the_mean_of_each_method():
+    scores = {name: {"fog": {"values": [m - 0.01, m + 0.01], "mean": m}} for name, m in (("a", 0.2), ("b", 0.3))}
+    svg = spread_dots(scores, ["fog"])
+    first, second = sorted(strokes(svg, PALETTE[2]), key=lambda points: points[0, 0])
+    assert first[:, 1].mean() < second[:, 1].mean()  # a, the first, is above b
+    assert texts(svg).index("b") < texts(svg).index("a")  # ticks are written from below
+    assert spread_dots({}, ["fog"]) == spread_dots(scores, []) == ""
+
+
+def test_a_line_starts_at_block_0_and_rises_as_its_values():
+    svg = lines({"x": [0.0, 1.0, 3.0]}, "block", "likeness")
+    (points,) = [points for points in strokes(svg, PALETTE[1]) if len(points) == 3]
+    rises = points[0, 1] - points[:, 1]
+    assert rises[2] / rises[1] == pytest.approx(3, rel=1e-3)
+    assert {"x", "block", "likeness"} <= set(texts(svg))
+
+
+def test_maps_name_layers_and_leave_out_what_has_no_value():
+    svg = layer_maps({"main": {"attn.qkv": [0.1, 0.2]}, "none": {"attn.qkv": [None, None]}})
+    assert {"main", "attn.qkv", "block"} <= set(texts(svg))
+    assert "none" not in texts(svg)
+    assert layer_maps({"none": {"attn.qkv": [None]}}) == ""

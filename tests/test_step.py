@@ -148,6 +148,32 @@ def test_no_more_is_kept_than_for_a_plain_lora_of_the_same_rank(precision, check
     assert 0 < found[0] <= found[1]
 
 
+def test_compiled_it_keeps_no_more_than_a_plain_lora_and_gives_the_same_gradients():
+    """Neither does the compiler keep what is made of factors alone."""
+
+    def mlp():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(48, 96), nn.GELU(), nn.Linear(96, 48))
+
+    ours = get_peft_model(mlp(), RecycleLoraConfig(r_main=8, r_sub=3, target_modules=["0", "2"]))
+    plain = get_peft_model(mlp(), LoraConfig(r=11, target_modules=["0", "2"]))
+    trained = [p for p in ours.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in trained:
+            p += 0.01
+    x = torch.randn(20, 48)
+    expected = torch.autograd.grad(ours(x).square().mean(), trained)
+    found = []
+    for model in (ours, plain):
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
+        compiled(x).square().mean().backward()
+        found.append(saved_bytes(model, lambda compiled=compiled: compiled(x).square().mean()))
+    for p, gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
+    assert 0 < found[0] <= found[1]
+
+
 def test_what_is_no_plain_product_is_left_to_the_base_itself():
     """A trained or hooked base, or another kind of layer, is called and not computed anew."""
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from recyclelora.rrqr import lapack
 EPS = float(np.finfo(np.float64).eps)
 MARGIN = 256.0
 """Rounding error assumed of a squared residual length, in eps sqrt(m) squared lengths of the column. The largest seen
-is below 10 (`benchmarks/rrqr.py --errors`), but for the last steps of a Gram matrix, which are looked at anew."""
+is 10 (`benchmarks/rrqr.py --errors`), but for the last steps of a Gram matrix, which are looked at anew."""
 TAIL = 32
 """Last steps of a Gram matrix that are proven from residuals made of the weight itself."""
 STEPS = 128

@@ -80,6 +80,8 @@ class AdaptedLinear(torch.autograd.Function):
         small, r, scale = u.dtype, B0.shape[1], ctx.scale
         g = grad.reshape(len(rows), grad.shape[-1])
         narrow = g.to(small)
+        if torch.compiler.is_compiling():
+            A, B = _after(grad, A), _after(grad, B)
         up = torch.cat([B0.T, difference_of_columns(B, B0).T]).to(small)
         start, difference = (narrow @ up.T).split(r, 1)
         h = torch.add(start, difference).mul_(scale)
@@ -98,6 +100,15 @@ class AdaptedLinear(torch.autograd.Function):
         db = g.sum(0) if ctx.needs_input_grad[2] else None
         ranks = [a.shape[0] for a in A]
         return dx, None, db, None, None, None, *dA.split(ranks), *dB.split(ranks, 1)
+
+
+def _after(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """The factors, in terms of the gradient: a compiler would keep what is made of factors alone from the forward pass.
+
+    What is added is zero, in a form that it does not see through.
+    """
+    zero = grad.flatten()[0].isnan() & False
+    return [factor + zero.to(factor.dtype) for factor in factors]
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
