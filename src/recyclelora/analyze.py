@@ -219,12 +219,20 @@ def analyze(
     return result
 
 
-def _write_page(out: Path, result: Mapping[str, Any], drifts: Mapping[str, Drift]) -> None:
-    columns = {f"{name}: {role}": means for name, run in result.items() for role, means in run["means"].items()}
-    grids = {
-        f"{name}: {role}": [row for row in run["layers"] if row["role"] == role]
+def columns_of(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Run and role of each column of a table; a run with one adapter is called by its name alone."""
+    return {
+        f"{name}: {role}" if len(run["means"]) > 1 else name: (name, role)
         for name, run in result.items()
         for role in run["means"]
+    }
+
+
+def _write_page(out: Path, result: Mapping[str, Any], drifts: Mapping[str, Drift]) -> None:
+    named = columns_of(result)
+    columns = {label: result[name]["means"][role] for label, (name, role) in named.items()}
+    grids = {
+        label: [row for row in result[name]["layers"] if row["role"] == role] for label, (name, role) in named.items()
     }
     maps = {
         MEASURES[key]: plots.layer_maps({label: layer_grid(rows, key) for label, rows in grids.items()})

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import recyclelora
 from recyclelora import demo as _demo
 from recyclelora import import_checkpoint as published
-from recyclelora.analyze import MEASURES
+from recyclelora.analyze import MEASURES, columns_of
 from recyclelora.analyze import analyze as look_into
 from recyclelora.check_report import print_check, write_check
 from recyclelora.compare import compare as side_by_side
@@ -228,7 +228,7 @@ def analyze(
     result = look_into(runs, out, target or [], images, weights)
     table = Table()
     table.add_column("mean over layers")
-    columns = {f"{name}: {role}": means for name, run in result.items() for role, means in run["means"].items()}
+    columns = {label: result[name]["means"][role] for label, (name, role) in columns_of(result).items()}
     for column in columns:
         table.add_column(column, justify="right")
     for key, title in MEASURES.items():
