@@ -52,3 +52,22 @@ def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, a
     for part in parts:
         assert part in err
     assert not (tmp_path / "all").exists()
+
+
+def test_a_run_is_looked_into(command, recipe, town, tmp_path):
+    assert command("train", "--recipe", recipe, "--out", tmp_path / "mine", "--set", "steps=2")[0] == 0
+    page = tmp_path / "analysis.html"
+    analyze = ("analyze", tmp_path / "mine", "--target", f"town:folder={town}", "--images", 1, "--out")
+    code, out, _ = command(*analyze, page)
+    assert code == 0, out
+    for word in ("mine: main", "mine: sub", "effective rank", "Grassmann", "analysis.html"):
+        assert word in out
+    assert {"main", "sub"} == set(json.loads(page.with_suffix(".json").read_text())["mine"]["means"])
+    assert "change by sub" in page.read_text()
+    code, _, err = command(*analyze, page)
+    assert (code, "analysis.html exists" in err, "--overwrite" in err) == (1, True, True)
+    assert command(*analyze, page, "--overwrite")[0] == 0
+    code, _, err = command(*analyze, tmp_path / "analysis.txt")
+    assert (code, "ending in .html" in err) == (1, True)
+    code, _, err = command("analyze", tmp_path / "yours", "--out", tmp_path / "other.html")
+    assert (code, "yours: no such run folder" in err) == (1, True)
