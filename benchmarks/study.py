@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recyclelora.analyze import MEASURES, analyze
 from recyclelora.compare import UNSEEN, Variant, seen_labels, summarise, write_comparison
 from recyclelora.errors import UserError
 from recyclelora.grid import Cell, run_grid
@@ -192,6 +193,20 @@ class Study:
         cells.sort(key=lambda cell: cell.recipe.seed)
         return run_grid(cells, self.out, self.jobs, part == "core", self.records)
 
+    def look_into(self) -> None:
+        """What the first seed's runs did to weights and features, once: a page, and means beside the records."""
+        file = RESULTS / f"{self.source.name}-analysis.json"
+        cells = self.source.cells([v for v in self.variants("core") if v.name not in ("frozen", "rein")], SEEDS[:1])
+        runs = [self.out / "runs" / cell.name for cell in cells]
+        missing = [run.name for run in runs if not (run / "head.safetensors").is_file()]
+        if file.is_file() or missing:
+            print(
+                f"{self.source.name}: not analysed: " + (f"no run {missing[0]}" if missing else f"{file.name} is there")
+            )
+            return
+        result = analyze(runs, self.out.with_suffix(".analysis.html"), self.source.targets, 8, self.source.weights)
+        write_json(file, {name: {"means": run["means"], "cka": run["cka"]} for name, run in result.items()})
+
 
 def recorded(source: str) -> list[dict[str, Any]]:
     """Results of a source's trainings that are there, in the order of the tables, without those that chose rates."""
@@ -224,6 +239,25 @@ def tables(sources: Sequence[str]) -> None:
                 print(f"\n### {title}, against {baseline}\n")
                 _print(summary)
                 _plots(f"{name}-{title}-{baseline}", summary)
+        _print_analysis(name)
+
+
+def _print_analysis(name: str) -> None:
+    file = RESULTS / f"{name}-analysis.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    columns = [
+        (f"{run.rsplit('--', 1)[0]}" + (f": {role}" if len(row["means"]) > 1 else ""), row["means"][role], row["cka"])
+        for run, row in found.items()
+        for role in row["means"]
+    ]
+    if columns:
+        print(f"\n### weights and features\n\n| | {' | '.join(label for label, _, _ in columns)} |")
+        print(f"|{'---|' * (len(columns) + 1)}")
+    for key, title in MEASURES.items() if columns else ():
+        values = ("–" if means[key] is None else f"{means[key]:.3g}" for _, means, _ in columns)
+        print(f"| {title} | {' | '.join(values)} |")
+    for label in columns[0][2] if columns else ():
+        print(f"| CKA of the last block, {label} | {' | '.join(f'{cka[label][-1]:.2f}' for _, _, cka in columns)} |")
 
 
 def _print_rates(name: str) -> None:
@@ -295,6 +329,7 @@ def main() -> None:
                 print(f"{study.source.name}: {part} is done", flush=True)
     for study in studies:
         source = study.source
+        study.look_into()
         core = [cell for cell in recorded(source.name) if cell["variant"] in CORE]
         summary = summarise(core, BASELINE, seen_labels(source.recipe(), source.targets))
         write_comparison(options.out / f"{source.name}.html", f"Study: {source.name}", summary)

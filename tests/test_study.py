@@ -107,8 +107,13 @@ def test_tables_of_what_is_there_compare_the_same_seeds(streets, capsys):
         record("recyclelora", seed, miou)
     record("sub rank 0", 0, 0.38)
     record("sub rank 0", 1, 0.38)
+    means = {"main": dict.fromkeys(study.MEASURES, 0.5), "sub": dict.fromkeys(study.MEASURES)}
+    analysis = {"recyclelora--0": {"means": means, "cka": {"fog": [0.9, 0.25]}}}
+    (study.RESULTS / "streets-analysis.json").write_text(json.dumps(analysis))
     study.tables(["streets"])
     ablations = capsys.readouterr().out.split("### ablations, against recyclelora")[1]
     assert "| recyclelora | 40.0 ± 0.0 |" in ablations  # the seed that the ablation has not is left out
     assert "-2.0 [-2.0, -2.0] | 2 |" in ablations
+    assert "| effective rank of the update | 0.5 | – |" in ablations
+    assert "| CKA of the last block, fog | 0.25 | 0.25 |" in ablations
     assert {path.name for path in study.PICTURES.iterdir()} >= {"streets-ablations-recyclelora.svg"}
