@@ -125,6 +125,7 @@ class Study:
 
     def choose_rates(self) -> None:
         """The frozen model's rate becomes that of every head; then each variant's own."""
+        self.rates = {}
         self._choose({"frozen": CORE["frozen"]})
         rest = {name: row for name, row in CORE.items() if name != "frozen"}
         rest["scale 1/sqrt(r)"] = ({"method": "recyclelora", **OPTIONS["scale 1/sqrt(r)"]}, 1e-3)
@@ -291,7 +292,8 @@ def _print(summary: Mapping[str, Any]) -> None:
 def _plots(name: str, summary: Mapping[str, Any]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     scored = {k: row for k, row in summary["variants"].items() if "scores" in row}
-    (PICTURES / f"{name}.svg").write_text(spread_dots({k: r["scores"] for k, r in scored.items()}, summary["columns"]))
+    dots = spread_dots({k: r["scores"] for k, r in scored.items()}, summary["columns"])
+    (PICTURES / f"{name}.svg").write_text(dots)
     main = UNSEEN if UNSEEN in summary["columns"] else summary["columns"][0]
     forest = difference_forest(
         {k: r["difference"][main] for k, r in scored.items() if r.get("difference", {}).get(main)},

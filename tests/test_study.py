@@ -50,6 +50,10 @@ def test_each_variant_gets_the_best_rate_of_a_grid_that_grows_to_it(streets, mon
         assert (cell.split, cell.recipe.seed, *cell.targets) == ("val", 0, streets.source.train)
         if cell.recipe.method != "frozen":
             assert cell.recipe.optim.head_lr == 3e-2
+    first = [cell.settings() for cell in asked]
+    asked.clear()
+    streets.choose_rates()  # as every part does
+    assert [cell.settings() for cell in asked] == first
     told = json.loads((study.RESULTS / "streets" / "rates.json").read_text())
     assert told["lora"]["chosen"] == 1e-1
     assert list(told["lora"]["miou"]) == ["0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]
