@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "study"
 PICTURES = ROOT / "docs" / "study"
 GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
-BASELINE = "frozen"
+OURS = "recyclelora"
 PARTS = ("core", "ablations", "options")
 
 CORE: dict[str, tuple[dict[str, Any], float]] = {
@@ -226,20 +226,17 @@ def tables(sources: Sequence[str]) -> None:
         hours = sum(cell["wall_seconds"] for cell in cells) / 3600
         print(f"\n## {name}\n\n{len(cells)} trainings, {hours:.1f} hours of their processes\n")
         _print_rates(name)
-        for title, names, baseline in (
-            ("core", CORE, BASELINE),
-            ("core", CORE, "recyclelora"),
-            ("ablations", ABLATIONS, "recyclelora"),
-            ("options", OPTIONS, "recyclelora"),
-        ):
-            others = [cell for cell in cells if cell["variant"] in names and cell["variant"] != baseline]
+        for title, names in (("core", CORE), ("ablations", ABLATIONS), ("options", OPTIONS)):
+            others = [cell for cell in cells if cell["variant"] in names and cell["variant"] != OURS]
             seeds = {cell["seed"] for cell in others}
-            own = [cell for cell in cells if cell["variant"] == baseline and cell["seed"] in seeds]
+            own = [cell for cell in cells if cell["variant"] == OURS and cell["seed"] in seeds]
+            baselines = [OURS, "frozen"] if title == "core" else [OURS]
             if own and others:
-                summary = summarise([*own, *others], baseline, ["clear" if name == "streets" else "day"])
-                print(f"\n### {title}, against {baseline}\n")
-                _print(summary)
-                _plots(f"{name}-{title}-{baseline}", summary)
+                chosen = sorted([*own, *others], key=cells.index)
+                summaries = [summarise(chosen, each, ["clear" if name == "streets" else "day"]) for each in baselines]
+                print(f"\n### {title}\n")
+                _print(summaries)
+                _plots(f"{name}-{title}", summaries[0])
         _print_analysis(name)
 
 
@@ -268,22 +265,24 @@ def _print_rates(name: str) -> None:
         print(f"- {variant}: **{row['chosen']:g}** ({tried})")
 
 
-def _print(summary: Mapping[str, Any]) -> None:
-    columns = summary["columns"]
-    head = ["", *columns, f"difference, {columns[-1]}", "seeds", "trained", "s", "rate"]
+def _print(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Scores, and differences of the last column's to each summary's baseline."""
+    columns = summaries[0]["columns"]
+    differences = [f"{columns[-1]}, minus {summary['baseline']}" for summary in summaries]
+    head = ["", *columns, *differences, "seeds", "trained", "s", "rate"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, row in summary["variants"].items():
+    for name, row in summaries[0]["variants"].items():
         if "error" in row:
             print(f"| {name} | diverged |")
             continue
         cells = []
         for column in columns:
             score = row["scores"][column]
-            cells.append(
-                f"{100 * score['mean']:.1f}" + (f" ± {100 * score['std']:.1f}" if score["std"] is not None else "")
-            )
-        d = row.get("difference", {}).get(columns[-1])
-        cells.append("" if not d else f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
+            deviation = f" ± {100 * score['std']:.1f}" if score["std"] is not None else ""
+            cells.append(f"{100 * score['mean']:.1f}{deviation}")
+        for summary in summaries:
+            d = summary["variants"][name].get("difference", {}).get(columns[-1])
+            cells.append("" if not d else f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
         cells += [str(len(row["seeds"])), f"{row['parameters']['adapters']:,}"]
         cells += [f"{row['scale']:.3g}" if row["scale"] else "–", f"{row['lr']:g}"]
         print(f"| {name} | {' | '.join(cells)} |")
@@ -333,7 +332,7 @@ def main() -> None:
         source = study.source
         study.look_into()
         core = [cell for cell in recorded(source.name) if cell["variant"] in CORE]
-        summary = summarise(core, BASELINE, seen_labels(source.recipe(), source.targets))
+        summary = summarise(core, OURS, seen_labels(source.recipe(), source.targets))
         write_comparison(options.out / f"{source.name}.html", f"Study: {source.name}", summary)
 
 
