@@ -253,7 +253,7 @@ def _print_analysis(name: str) -> None:
         print(f"|{'---|' * (len(columns) + 1)}")
     for key, title in MEASURES.items() if columns else ():
         values = ("–" if means[key] is None else f"{means[key]:.3g}" for _, means, _ in columns)
-        print(f"| {title} | {' | '.join(values)} |")
+        print(f"| {title.replace('|', chr(92) + '|')} | {' | '.join(values)} |")
     for label in columns[0][2] if columns else ():
         print(f"| CKA of the last block, {label} | {' | '.join(f'{cka[label][-1]:.2f}' for _, _, cka in columns)} |")
 
