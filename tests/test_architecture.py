@@ -72,5 +72,6 @@ def test_the_tree_in_the_readme_names_every_module(name):
 
 def test_every_test_file_stands_for_a_module():
     known = {p.stem.lstrip("_") for p in modules()} | {p.parent.name for p in modules()} | {"architecture", "readme"}
+    known |= {p.stem for p in (ROOT / "benchmarks").glob("*.py")}
     for path in (ROOT / "tests").glob("test_*.py"):
         assert path.stem.removeprefix("test_") in known, path.name
