@@ -12,9 +12,9 @@ from miniatures import TINY, write_folder
 from recyclelora.analyze import MEASURES, analyze, block_features, feature_drift, layer_grid, measure, with_role
 from recyclelora.data.benchmarks import open_domain
 from recyclelora.recipe import make_recipe
-from recyclelora.run import load
+from recyclelora.run import base_of, load
 from recyclelora.training.fit import train
-from recyclelora.updates import Update, base_model, layer_updates
+from recyclelora.updates import Update, layer_updates
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_figures_of_a_known_update():
 
 def test_one_role_alone_and_both_make_the_trained_features(runs, town):
     run = runs["recyclelora"]
-    base, updates = base_model(run), layer_updates(run)
+    base, updates = base_of(run), layer_updates(run)
     crops = [np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)]
     whole = block_features(load(run.path, device="cpu").segmenter, crops)
     both = block_features(with_role(with_role(base, updates, "main"), updates, "sub"), crops)
@@ -65,7 +65,7 @@ def test_one_role_alone_and_both_make_the_trained_features(runs, town):
 
 def test_drift_is_none_for_the_base_itself_and_tells_of_both_adapters(runs, town):
     domain = open_domain(f"folder={town}", "test")
-    drift = feature_drift(runs["recyclelora"], [domain], 2)
+    drift = feature_drift(runs["recyclelora"], layer_updates(runs["recyclelora"]), [domain], 2)
     (values,) = drift.cka.values()
     assert len(values) == 2
     assert all(0 < value < 1 for value in values)

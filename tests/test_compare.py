@@ -118,10 +118,7 @@ def test_the_page_marks_best_scores_and_differences_beyond_the_interval(tmp_path
     cells = [cell(name, seed, {"fog": score}) for name, score in scores.items() for seed in (0, 1)]
     one_seed = write_comparison(tmp_path / "one.html", "Three", summarise(cells[::2], "first", [])).read_text()
     assert '<td class="best">+12.0' not in one_seed  # it says nothing of the chance of a seed
-    page = write_comparison(
-        tmp_path / "page.html", "Three", summarise(cells, "first", []), notes=["A note."]
-    ).read_text()
-    assert "A note." in page
+    page = write_comparison(tmp_path / "page.html", "Three", summarise(cells, "first", [])).read_text()
     assert '<td class="best">42.0' in page
     assert '<td class="best">+12.0' in page
     assert "−12.0" in page

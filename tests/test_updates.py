@@ -6,9 +6,9 @@ import torch
 from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora.recipe import make_recipe
-from recyclelora.run import load
+from recyclelora.run import base_of, load
 from recyclelora.training.fit import train
-from recyclelora.updates import base_model, layer_updates
+from recyclelora.updates import layer_updates
 
 METHODS = {
     "recyclelora": {"r_main": 4, "r_sub": 2}, "recyclelora-sub": {"r_sub": 3}, "full": {}, "lora": {"rank": 4},
@@ -32,7 +32,7 @@ def town(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_updates_add_up_to_the_merged_weights(method, town, tmp_path):
     run = trained(tmp_path / "run", method, METHODS[method], town)
-    merged, base = load(run.path, device="cpu").segmenter.backbone.model, base_model(run).backbone.model
+    merged, base = load(run.path, device="cpu").segmenter.backbone.model, base_of(run).backbone.model
     updates = layer_updates(run)
     names = list(dict.fromkeys(update.layer for update in updates))
     assert len(names) == 8

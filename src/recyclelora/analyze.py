@@ -1,6 +1,6 @@
 """What trainings did to their weights and features: tables, heat maps and pictures of one or more runs.
 
-Every figure is a function of `recyclelora.analysis`, where its source is told.
+But for norms, every figure is a function of `recyclelora.analysis`, where its source is told.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from recyclelora.errors import UserError
 from recyclelora.pages import write_page
 from recyclelora.report import PICTURE_FILTERS
 from recyclelora.results import open_targets
-from recyclelora.run import Run, load, open_run, write_json
+from recyclelora.run import Run, base_of, load, open_run, write_json
 from recyclelora.segmenter import Segmenter
 from recyclelora.tuner.base import weight_matrix
-from recyclelora.updates import Update, base_model, layer_updates
+from recyclelora.updates import Update, layer_updates
 
 PARTS = 10
 """Portions of the base's singular directions that an update's energy is told in."""
@@ -72,15 +72,11 @@ def measure(update: Update, singular: Singular) -> dict[str, Any]:
     }
 
 
-def measure_run(run: Run, weights: str | None = None) -> list[dict[str, Any]]:
-    """`measure` of every update of a run, and the distance of main and sub where a layer has both.
-
-    Raises:
-        UserError: as `recyclelora.updates.layer_updates`.
-    """
-    layers = itertools.groupby(layer_updates(run, weights), lambda update: update.layer)
+def measure_all(updates: Sequence[Update]) -> list[dict[str, Any]]:
+    """`measure` of every update of a run, and the distance of main and sub where a layer has both."""
+    layers = [list(group) for _, group in itertools.groupby(updates, lambda update: update.layer)]
     rows = []
-    for _, group in tqdm([(layer, list(group)) for layer, group in layers], f"layers of {run.path.name}", disable=None):
+    for group in tqdm(layers, "singular vectors of the layers", disable=None):
         singular = torch.linalg.svd(group[0].base.double(), full_matrices=False)
         columns = [update.B for update in group if update.B is not None]
         distance = angle = None
@@ -114,17 +110,19 @@ class Drift:
     pictures: dict[str, list[tuple[str, UInt8[np.ndarray, "h w 3"]]]]
 
 
-def feature_drift(run: Run, domains: Sequence[Domain], images: int, weights: str | None = None) -> Drift:
+def feature_drift(
+    run: Run, updates: Sequence[Update], domains: Sequence[Domain], images: int, weights: str | None = None
+) -> Drift:
     """Compare the features of a run's model to those of its base.
 
     Args:
+        updates: those of the run; of two adapters, each is shown alone as well.
         images: so many of each domain, evenly spaced, cut to the crop of the training at their middle.
     """
-    base = base_model(run, weights)
+    base = base_of(run, weights)
     models = {"whole": load(run.path, weights, "cpu").segmenter}
-    if run.recipe.method == "recyclelora":
-        updates = layer_updates(run, weights)
-        models |= {role: with_role(base, updates, role) for role in dict.fromkeys(update.role for update in updates)}
+    roles = list(dict.fromkeys(update.role for update in updates))
+    models |= {role: with_role(base, updates, role) for role in roles if len(roles) > 1}
     cka, pictures = {}, {}
     for domain in domains:
         count = min(images, len(domain))
@@ -169,8 +167,8 @@ def _crop(image: UInt8[np.ndarray, "h w 3"], side: int, patch: int) -> UInt8[np.
     side = side // patch * patch
     scale = max(1.0, side / min(image.shape[:2]))
     if scale > 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-        image = cv2.resize(image, (max(side, image.shape[1]), max(side, image.shape[0])))
+        size = [max(side, round(scale * length)) for length in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return np.ascontiguousarray(image[top : top + side, left : left + side])
 
@@ -197,14 +195,18 @@ def analyze(
         weights: where the base weights lie now, if not where the recipes say.
 
     Raises:
-        UserError: two runs of one name, and as `measure_run` and `feature_drift`.
+        UserError: two runs of one name; as `recyclelora.updates.layer_updates` and `recyclelora.results.open_targets`.
     """
     opened = {Path(run).name: open_run(run) for run in runs}
     if len(opened) < len(runs):
         raise UserError("two runs have folders of the same name; rename one of them")
     domains = [target.domain for target in open_targets(targets, None, None)]
-    rows = {name: measure_run(run, weights) for name, run in opened.items()}
-    drifts = {name: feature_drift(run, domains, images, weights) for name, run in opened.items() if domains}
+    rows, drifts = {}, {}
+    for name, run in opened.items():
+        updates = layer_updates(run, weights)
+        rows[name] = measure_all(updates)
+        if domains:
+            drifts[name] = feature_drift(run, updates, domains, images, weights)
     result = {
         name: {
             "method": run.method,

@@ -218,7 +218,7 @@ def analyze(
 ) -> dict[str, Any]:
     """Look at what trainings did to the weights: ranks, angles and energies by layer; with targets, at the features.
 
-    Each figure is a function of `recyclelora.analysis`, which tells its source.
+    The figures' sources are told in `recyclelora.analysis`.
     """
     if out.suffix != ".html":
         raise UserError(f"--out {out}: expected a file name ending in .html")

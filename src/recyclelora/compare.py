@@ -231,7 +231,6 @@ def write_comparison(
     title: str,
     summary: Mapping[str, Any],
     examples: Mapping[str, Sequence[Example]] | None = None,
-    notes: Sequence[str] = (),
 ) -> Path:
     """The page of a comparison; an existing file is replaced."""
     scored = {name: row for name, row in summary["variants"].items() if "scores" in row}
@@ -256,5 +255,4 @@ def write_comparison(
             {name: row[main] for name, row in differences.items() if row[main]}, main, summary["baseline"]
         ),
         examples=examples or {},
-        notes=notes,
     )

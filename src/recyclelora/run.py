@@ -170,7 +170,7 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
     Raises:
         UserError: as `recyclelora.backbone.Backbone` and `recyclelora.methods.attach`; a crop that does not fit.
     """
-    segmenter = bare(recipe, classes)
+    segmenter = _bare(recipe, classes)
     for what, pixels in (("crop", recipe.crop), ("evaluation.window", recipe.window)):
         patch = segmenter.backbone.patch_size
         if pixels % patch:
@@ -188,12 +188,8 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
     return segmenter
 
 
-def bare(recipe: Recipe, classes: int) -> Segmenter:
-    """Backbone and head of a recipe without adapters; random parts are drawn from its seed.
-
-    Raises:
-        UserError: as `recyclelora.backbone.Backbone`; a head that does not take its settings.
-    """
+def _bare(recipe: Recipe, classes: int) -> Segmenter:
+    """Backbone and head without adapters; random parts are drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     settings = recipe.backbone
     make_head = HEADS[recipe.head]
@@ -268,6 +264,23 @@ class Predictor:
         return weights_hash(named)
 
 
+def base_of(run: Run, weights: str | None = None) -> Segmenter:
+    """The model of a run before its training, on the CPU, with the head as it was drawn.
+
+    Args:
+        weights: where the base weights lie now, if not where the recipe says.
+
+    Raises:
+        UserError: base weights other than those that the run was trained on, or none there.
+    """
+    recipe = run.recipe
+    if weights is not None:
+        recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
+    segmenter = _bare(recipe, len(run.space))
+    check_base(segmenter.backbone, run, recipe.backbone.weights)
+    return segmenter.eval().requires_grad_(False)
+
+
 def load(run: str | Path, weights: str | None = None, device: str | torch.device | None = None) -> Predictor:
     """The trained model of a run, with its adapters merged.
 
@@ -283,12 +296,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
     if not opened.finished:
         raise UserError(f"{opened.path}: the training is not finished; go on with `recyclelora train --resume`")
     recipe = opened.recipe
-    if recipe.method == "imported":
-        weights = str(opened.backbone)
-    if weights is not None:
-        recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
-    segmenter = bare(recipe, len(opened.space))
-    check_base(segmenter.backbone, opened, recipe.backbone.weights)
+    segmenter = base_of(opened, str(opened.backbone) if recipe.method == "imported" else weights)
     merge_saved(segmenter.backbone, recipe, opened.path / "adapter")
     head = opened.path / "head.safetensors"
     try:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from recyclelora.errors import UserError
 from recyclelora.methods import MUTATING, TRAINED
-from recyclelora.run import Run, bare, check_base
-from recyclelora.segmenter import Segmenter
+from recyclelora.run import Run, base_of
 from recyclelora.tuner import RecycleLoraLayer
 from recyclelora.tuner.base import weight_matrix
 from recyclelora.tuner.model import target_names
@@ -46,20 +45,6 @@ class Update:
         return None if self.A is None else self.A.shape[0]
 
 
-def base_model(run: Run, weights: str | None = None) -> Segmenter:
-    """The model of a run before its training, with the head as it was drawn.
-
-    Raises:
-        UserError: base weights other than those that the run was trained on.
-    """
-    recipe = run.recipe
-    if weights is not None:
-        recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
-    segmenter = bare(recipe, len(run.space))
-    check_base(segmenter.backbone, run, recipe.backbone.weights)
-    return segmenter.eval().requires_grad_(False)
-
-
 def layer_updates(run: Run, weights: str | None = None) -> list[Update]:
     """The updates of a finished run, block by block; of both adapters where there are two.
 
@@ -71,7 +56,7 @@ def layer_updates(run: Run, weights: str | None = None) -> list[Update]:
     method = run.recipe.method
     if method in ("frozen", "rein", "imported"):
         raise UserError(f"{run.path}: method {method} leaves no change of the base's weights to look at")
-    backbone = base_model(run, weights).backbone
+    backbone = base_of(run, weights).backbone
     folder = run.path / "adapter"
     if method == "full":
         return list(_of_whole(backbone.model, folder))

@@ -43,6 +43,7 @@ def test_from_one_command_to_a_table_and_a_page(compare, tmp_path):
         (["--methods", "frozen", "--baseline", "lora"], ["--baseline lora", "frozen"]),
         (["--methods", "frozen", "--set", "lora:steps=2"], ["one of the methods frozen"]),
         (["--methods", "frozen", "--target", "folder=nowhere"], ["nowhere"]),
+        (["--methods", "frozen", "--target", "streets:fog"], ["streets:fog", "19 classes", "2 classes"]),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, arguments, parts):

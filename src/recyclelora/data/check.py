@@ -124,6 +124,8 @@ class DataCheck:
 def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: int = 0) -> DataCheck:
     """Look through a data set of files, given as `NAME[:DOMAIN][=ROOT]`: all of its splits and domains, or those given.
 
+    Domains that share a folder, such as CamVid's sequences, are checked together.
+
     `workers` processes read the files, or this one where it is 0.
 
     Raises:
