@@ -147,12 +147,21 @@ def test_a_killed_process_leaves_a_run_that_resumes(recipe, tmp_path):
 
 def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
     train = [sys.executable, "-m", "recyclelora", "train", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([*train, "--set", "steps=5000"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        [*train, "--set", "steps=5000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
+    with process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "stopped; a training goes on with --resume, all else with the same command"
 
