@@ -9,7 +9,16 @@ import torch
 
 from labelled_files import refused
 from miniatures import TINY, write_folder
-from recyclelora.analyze import MEASURES, analyze, block_features, feature_drift, layer_grid, measure, with_role
+from recyclelora.analyze import (
+    MEASURES,
+    analyze,
+    block_features,
+    feature_drift,
+    layer_grid,
+    measure,
+    measure_all,
+    with_role,
+)
 from recyclelora.data.benchmarks import open_domain
 from recyclelora.recipe import make_recipe
 from recyclelora.run import base_of, load
@@ -47,6 +56,26 @@ def test_figures_of_a_known_update():
     assert found["top_alignment"] == pytest.approx(1)
     assert found["top_distance"] == pytest.approx(0, abs=1e-6)
     assert sum(found["energy"]) == pytest.approx(1)
+
+
+def test_directions_are_told_apart_by_where_they_lie():
+    """Of a diagonal base, major first: an update at its top, one at its bottom, spaces at 45 and 90 degrees."""
+    base, unit = torch.diag(torch.arange(40.0, 0, -1)), torch.eye(40)
+    tilted = torch.stack([(unit[0] + unit[38]) / 2**0.5, unit[39]], 1)
+    updates = [
+        Update("a", "main", base, unit[:, :2] @ unit[:2], unit[:, :2], unit[:2]),
+        Update("a", "sub", base, tilted @ unit[38:], tilted, unit[38:]),
+    ]
+    main, sub = measure_all(updates)
+    assert main["top_alignment"] == pytest.approx(1)
+    assert main["top_distance"] == pytest.approx(0, abs=1e-6)
+    assert sub["top_alignment"] == pytest.approx(0, abs=1e-12)
+    assert sub["top_distance"] == pytest.approx((0.5**2 / 2 + 1 / 2) ** 0.5)  # of 45 and 90 degrees
+    for row in (main, sub):
+        assert row["main_sub_angle"] == pytest.approx(45)
+        assert row["main_sub_distance"] == pytest.approx((0.5**2 / 2 + 1 / 2) ** 0.5)
+    (alone,) = measure_all(updates[:1])
+    assert alone["main_sub_angle"] is None
 
 
 def test_one_role_alone_and_both_make_the_trained_features(runs, town):

@@ -2,6 +2,12 @@
 
 import json
 import os
+import pty
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -172,6 +178,43 @@ def test_results_of_other_weights_or_images_are_not_mixed(done, town):
     file.write_text(json.dumps(results[1]))
     other = Cell("recyclelora", Variant("x", {"backbone.weights": "hub"}).recipe(cells[0].recipe, 0), cells[0].targets)
     assert "backbone.weights random in place of hub" in other.differences(results[0]["settings"])
+
+
+def test_weights_may_differ_between_seeds_only_where_a_seed_draws_them(done):
+    _, _, (result, _) = done
+    drawn = {"a": result, "b": {**result, "seed": 1, "weights_sha256": "other"}}
+    grid._check_alike(drawn, Path("cells"))
+    loaded = {name: {**row, "settings": {"backbone.weights": "hub"}} for name, row in drawn.items()}
+    refused(lambda: grid._check_alike(loaded, Path("cells")), "base weights", "a.json", "b.json (other)")
+
+
+GRID = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from recyclelora.grid import run_grid
+from test_grid import cell
+if __name__ == "__main__":
+    run_grid([cell(Path(sys.argv[2]))], Path(sys.argv[3]), jobs=1)
+"""
+
+
+def test_on_a_terminal_there_is_one_bar_of_all_trainings(town, tmp_path):
+    (tmp_path / "grid.py").write_text(GRID)
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    arguments = [tmp_path / "grid.py", Path(__file__).parent, town, tmp_path / "out"]
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how a terminal ends
+        while read := os.read(ours, 4096):
+            shown += read
+    os.close(ours)
+    assert process.wait() == 0, shown
+    assert b"steps of 1 trainings: 100%" in shown
+    for bar in (b"training recyclelora", b"evaluating", b"of the weights"):
+        assert bar not in shown
 
 
 def test_runs_need_not_be_kept(town, tmp_path):

@@ -145,6 +145,10 @@ def test_a_bar_stands_at_the_mean_of_each_method():
     svg = spread_dots(scores, ["fog"])
     first, second = sorted(strokes(svg, PALETTE[2]), key=lambda points: points[0, 0])
     assert first[:, 1].mean() < second[:, 1].mean()  # a, the first, is above b
+    dots = [use for use in ET.fromstring(svg).iter(f"{SVG}use") if PALETTE[1] in (use.get("style") or "")]
+    heights = sorted({float(use.get("y")) for use in dots})
+    assert heights == pytest.approx([first[:, 1].mean(), second[:, 1].mean()], abs=1e-3)
+    assert len(dots) == 4
     assert texts(svg).index("b") < texts(svg).index("a")  # ticks are written from below
     assert spread_dots({}, ["fog"]) == spread_dots(scores, []) == ""
 

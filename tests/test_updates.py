@@ -51,6 +51,8 @@ def test_updates_add_up_to_the_merged_weights(method, town, tmp_path):
             assert update.A.shape == (update.rank, update.base.shape[1])
             assert update.B.shape == (update.base.shape[0], update.rank)
         assert (update.index is not None) == method.startswith("recyclelora")
+        if update.index is not None:
+            assert (update.A.gather(1, update.index[:, None]) > 0.9).all()  # started at 1
 
 
 @pytest.mark.parametrize("method", ["recyclelora", "lora"])
