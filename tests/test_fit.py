@@ -1,10 +1,12 @@
 """Every setting of a recipe changes what comes out of a training."""
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import recyclelora
 from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.recipe import make_recipe
 from recyclelora.training import fit
@@ -83,16 +85,31 @@ def test_the_average_moves_by_more_at_first_and_the_sub_adapter_starts_late(sour
 
 
 def test_mask2former_is_trained_and_loaded(sources, tmp_path):
-    import numpy as np
-
-    from recyclelora import load
-
     change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64}
     state = trained(tmp_path / "run", sources[:1], change)
     assert any("queries_features" in name for name in state)
-    model = load(tmp_path / "run")
+    model = recyclelora.load(tmp_path / "run")
     assert model.segmenter.backbone.indices == [0, 0, 0, 1]  # of a backbone of two blocks
     assert model.predict(np.zeros((40, 56, 3), np.uint8)).shape == (40, 56)
+
+
+def test_a_mask_heads_queries_come_from_reins_tokens(sources, tmp_path):
+    change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64, "method": "rein"}
+    state = trained(tmp_path / "run", sources[:1], {**change, "adapter": {"tokens": 4, "rank": 2}})
+    assert {name for name in state if "queries_features" in name} == {
+        f"transformer_module.queries_features.{layer}.{part}"
+        for layer in ("each", "all") for part in ("weight", "bias")
+    }  # fmt: skip
+    segmenter = recyclelora.load(tmp_path / "run").segmenter
+    link = segmenter.head.transformer_module.queries_features
+    assert link.blocks == tuple(segmenter.backbone.model.blocks)
+    of_blocks = load_file(tmp_path / "run" / "adapter" / "trained.safetensors")
+    tokens = torch.stack([of_blocks[f"blocks.{i}.rein_A"] @ of_blocks[f"blocks.{i}.rein_B"] for i in range(2)])
+    parts = {name.rsplit("queries_features.")[-1]: value for name, value in state.items()}
+    Q = tokens @ parts["each.weight"].T + parts["each.bias"]
+    Q = torch.cat([Q.amax(0), Q.mean(0), Q[1]], 1) @ parts["all.weight"].T + parts["all.bias"]
+    torch.testing.assert_close(link.weight, Q)
+
 
 
 @pytest.mark.parametrize(

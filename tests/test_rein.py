@@ -3,10 +3,13 @@
 import copy
 import math
 
+import pytest
 import timm
 import torch
 
-from recyclelora.rein import ReinBlock, SharedProjections, attach_rein
+from recyclelora.errors import UserError
+from recyclelora.heads import Mask2FormerHead
+from recyclelora.rein import LinkedQueries, ReinBlock, SharedProjections, attach_rein, link_queries
 from vits import images, tiny_vit
 
 
@@ -40,14 +43,54 @@ def test_the_refinement_is_that_of_the_paper():
         torch.testing.assert_close(y[image, 1:], f + (f + inner) @ W_f + b_f)
 
 
+def test_queries_are_those_of_the_paper():
+    """Written out token by token."""
+    torch.manual_seed(0)
+    model = tiny_vit()
+    attach_rein(model, tokens=4, rank=2)
+    link = LinkedQueries(list(model.blocks), width=8)
+    (W, b), (W_all, b_all) = ((part.weight.T, part.bias) for part in (link.each, link.all))
+    for token in range(4):
+        Q = [(block.rein_A @ block.rein_B)[token] @ W + b for block in model.blocks]
+        largest = torch.stack([max(q[j] for q in Q) for j in range(8)])
+        torch.testing.assert_close(link.weight[token], torch.cat([largest, sum(Q) / 2, Q[1]]) @ W_all + b_all)
+
+
+def test_a_mask_heads_queries_follow_the_tokens_and_train_them():
+    torch.manual_seed(0)
+    model = tiny_vit().requires_grad_(False)
+    attach_rein(model, tokens=4, rank=2)
+    small = {"width": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "points": 8}
+    small |= {"encoder_feedforward": 8, "decoder_feedforward": 8}
+    head = Mask2FormerHead([48] * 4, classes=3, **small)
+    link_queries(model, head)
+    assert not [name for name in head.state_dict() if "rein" in name]  # the tokens are the backbone's
+    maps = [torch.randn(1, 48, 8, 8) for _ in range(4)]
+    (first, _), *_ = head.predictions(maps)
+    first.square().sum().backward()
+    assert all(block.rein_A.grad.abs().sum() > 0 for block in model.blocks)
+    with torch.no_grad():
+        model.blocks[0].rein_A += 1
+    (moved, _), *_ = head.predictions(maps)
+    assert not torch.allclose(moved, first)
+
+
+def test_a_token_for_every_query():
+    model = tiny_vit()
+    attach_rein(model, tokens=4, rank=2)
+    with pytest.raises(UserError, match=r"4 tokens .* 100 queries, .* adapter.tokens=100 or head_args.queries=4"):
+        link_queries(model, Mask2FormerHead([48] * 4, classes=3))
+
+
 def test_the_published_number_of_parameters_at_dinov2_l():
-    """2.99 M with 100 tokens of rank 16, of which 0.46 M belong to the link to a mask head's queries."""
+    """2.99 M with 100 tokens of rank 16, of which 0.46 M make the queries of a mask head."""
     with torch.device("meta"):
         model = timm.create_model("vit_large_patch14_dinov2", num_classes=0).requires_grad_(False)
         attach_rein(model, 100, 16)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    queries = (1024 * 256 + 256) + (3 * 256 * 256 + 256)
-    assert trained == 24 * (100 * 16 + 16 * 1024) + 2 * (1024 * 1024 + 1024) == 2_990_080 - queries
+        link = LinkedQueries(list(model.blocks), 256)
+    trained = [p.numel() for p in (*model.parameters(), *link.parameters()) if p.requires_grad]
+    assert sum(trained) == 2_990_080
+    assert sum(p.numel() for p in link.parameters()) == 459_264
 
 
 def test_projections_are_shared_and_copies_are_not():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from recyclelora.backbone import Backbone
 from recyclelora.errors import UserError
 from recyclelora.recipe import AdapterSettings, Recipe
-from recyclelora.rein import attach_rein
+from recyclelora.rein import attach_rein, link_queries
 from recyclelora.tuner import RecycleLoraConfig, RecycleLoraLayer
 from recyclelora.tuner.model import target_names
 
@@ -56,6 +56,16 @@ def attach(backbone: Backbone, recipe: Recipe, draw: bool = True, cache_factors:
         METHODS[recipe.method].attach(backbone, recipe.adapter, draw, cache_factors)
     except (ValueError, TypeError) as error:
         raise UserError(f"{recipe.method} on {backbone.model_name}: {error}") from error
+
+
+def link_head(backbone: Backbone, head: nn.Module, recipe: Recipe) -> None:
+    """Make of the head what the recipe's method makes of it, once its adapters are on the backbone.
+
+    Raises:
+        UserError: as `recyclelora.rein.link_queries`.
+    """
+    if recipe.method == "rein" and recipe.head == "mask2former":
+        link_queries(backbone.model, head)
 
 
 def _attach_nothing(backbone: Backbone, settings: AdapterSettings, draw: bool, cache: bool) -> None:

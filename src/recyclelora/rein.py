@@ -6,18 +6,26 @@
     delta f = (f + S[:, 1:] (T[1:] W_T + b_T)) W_f + b_f
 
 The first token is left out of the second product, so that a patch that resembles none of the others is not forced onto
-them. W_T, b_T, W_f and b_f are shared by all blocks. W_f and b_f start at 0, so that the model starts as it was. The
-link from the tokens to a mask head's queries is left to the head. There is nothing to merge: the tokens stay.
+them. W_T, b_T, W_f and b_f are shared by all blocks. W_f and b_f start at 0, so that the model starts as it was. There
+is nothing to merge: the tokens stay.
+
+The queries of a mask head are linked to the tokens, one to each: their contents are made from the tokens of all blocks.
+
+    Q_i     = T_i W_each + b_each, shared by all blocks
+    Q       = [max over i of Q_i, mean over i, Q_last] W_all + b_all
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from recyclelora.errors import UserError
 
 
 class SharedProjections(nn.Module):
@@ -49,9 +57,14 @@ class ReinBlock(nn.Module):
         before, patches = x[:, : self.prefix], x[:, self.prefix :]
         return torch.cat([before, patches + self.refinement(patches)], 1)
 
+    @property
+    def tokens(self) -> Float[Tensor, "m c"]:
+        """T of the paper."""
+        return self.rein_A @ self.rein_B
+
     def refinement(self, f: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Delta f of the paper."""
-        T = self.rein_A @ self.rein_B
+        T = self.tokens
         S = torch.softmax(f @ T.T / math.sqrt(f.shape[-1]), -1)
         return self.rein_shared.features(f + S[..., 1:] @ self.rein_shared.tokens(T[1:]))  # type: ignore[no-any-return]
 
@@ -67,3 +80,35 @@ def attach_rein(model: nn.Module, tokens: int, rank: int) -> None:
     shared = SharedProjections(int(model.embed_dim))  # type: ignore[arg-type]
     for i, block in enumerate(blocks):
         blocks[i] = ReinBlock(block, shared, tokens, rank, int(getattr(model, "num_prefix_tokens", 0)))
+
+
+class LinkedQueries(nn.Module):
+    """Contents of a mask head's queries, made from the tokens of all blocks; stands for the head's table of them."""
+
+    def __init__(self, blocks: Sequence[ReinBlock], width: int) -> None:
+        super().__init__()
+        self.blocks = tuple(blocks)  # a tuple is not registered: their parameters are the backbone's
+        self.each = nn.Linear(blocks[0].rein_B.shape[1], width)
+        self.all = nn.Linear(3 * width, width)
+
+    @property
+    def weight(self) -> Float[Tensor, "m width"]:
+        """Q of the paper."""
+        Q = self.each(torch.stack([block.tokens for block in self.blocks]))
+        return self.all(torch.cat([Q.amax(0), Q.mean(0), Q[-1]], -1))  # type: ignore[no-any-return]
+
+
+def link_queries(model: nn.Module, head: Any) -> None:
+    """Have the queries of a mask head made from the tokens that `attach_rein` put into `model`.
+
+    Raises:
+        UserError: another number of tokens than of queries.
+    """
+    blocks: Any = model.blocks
+    tokens, queries = len(blocks[0].rein_A), head.config.num_queries
+    if tokens != queries:
+        raise UserError(
+            f"method rein: {tokens} tokens a block, but the head has {queries} queries, each of which is linked to one "
+            f"token; set adapter.tokens={queries} or head_args.queries={tokens}"
+        )
+    head.take_query_contents(LinkedQueries(list(blocks), head.config.hidden_dim))

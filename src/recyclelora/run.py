@@ -33,7 +33,7 @@ from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.evaluation.protocols import Plan, make_plan
 from recyclelora.heads import HEADS
-from recyclelora.methods import TRAINED, attach, merge_saved, save_trained
+from recyclelora.methods import TRAINED, attach, link_head, merge_saved, save_trained
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.segmenter import Segmenter
 from recyclelora.weights import weights_hash
@@ -180,6 +180,7 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
                 f"nearest: {' or '.join(map(str, near))}"
             )
     attach(segmenter.backbone, recipe, draw, cache_factors)
+    link_head(segmenter.backbone, segmenter.head, recipe)
     if recipe.backbone.grad_checkpointing:
         segmenter.backbone.set_grad_checkpointing()
     if recipe.compile:
@@ -298,6 +299,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
     recipe = opened.recipe
     segmenter = base_of(opened, str(opened.backbone) if recipe.method == "imported" else weights)
     merge_saved(segmenter.backbone, recipe, opened.path / "adapter")
+    link_head(segmenter.backbone, segmenter.head, recipe)
     head = opened.path / "head.safetensors"
     try:
         segmenter.head.load_state_dict(load_file(head))

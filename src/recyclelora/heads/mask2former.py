@@ -133,6 +133,10 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel):
         self.criterion = Loss(config=config, weight_dict=self.weights)
         self.post_init()
 
+    def take_query_contents(self, contents: nn.Module) -> None:
+        """Start the queries from `contents.weight`, (queries, width), in place of a table of the head's own."""
+        self.transformer_module.queries_features = contents
+
     def predictions(
         self, features: list[Float[Tensor, "b _ _ _"]]
     ) -> list[tuple[Float[Tensor, "b queries classes_and_none"], Float[Tensor, "b queries h w"]]]:
