@@ -33,14 +33,12 @@ def timm_model(name, **sizes):
     return timm.create_model(name, num_classes=0, **sizes), images(), lambda out: out
 
 
-def language():
+def language(name="Llama", model="ForCausalLM", **sizes):
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=16,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config), torch.arange(20).view(2, 10), lambda out: out.logits
+    common = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{name}Config")(**common, max_position_embeddings=16, **sizes)
+    return getattr(transformers, name + model)(config), torch.arange(20).view(2, 10), lambda out: out[0]
 
 
 def convolution():
@@ -89,7 +87,10 @@ FAMILIES = {
     "transformers DINOv3": (lambda: vision("DINOv3ViT"), {}, 12),
     "transformers SigLIP": (lambda: vision("SiglipVision"), {}, 12),
     "transformers CLIP": (lambda: vision("CLIPVision"), {}, 12),
-    "causal language model": (language, {}, 14),
+    "Llama": (lambda: language(intermediate_size=48, num_key_value_heads=1), {}, 14),
+    "Phi-3": (lambda: language("Phi3", intermediate_size=48), {}, 8),
+    "OPT": (lambda: language("OPT", ffn_dim=48, word_embed_proj_dim=32), {}, 12),
+    "BERT": (lambda: language("Bert", "Model", intermediate_size=48), {}, 12),
     "patch embedding": (convolution, {"target_modules": ["patch_embed.proj"]}, 1),
     "convolutions": (convolutions, {"target_modules": ["0", "2", "4"]}, 3),
     "4-bit ViT": (four_bit, {}, 8),

@@ -383,6 +383,14 @@ def test_errors_leave_the_model_alone():
     assert not layers(base)
 
 
+def test_layers_of_no_known_kind_are_named_and_a_block_of_known_ones_is_not():
+    base = tiny_vit()
+    base.blocks[1].attn.gate = torch.nn.Linear(48, 48)
+    with pytest.warns(UserWarning, match=r"of no known kind are not adapted \(attn.gate\); .* `target_modules`"):
+        model = get_peft_model(base, RecycleLoraConfig(r_main=4, r_sub=2))
+    assert len(layers(model)) == 8
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

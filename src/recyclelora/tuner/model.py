@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -28,18 +29,22 @@ from recyclelora.tuner.base import base_of, weight_matrix
 from recyclelora.tuner.config import PEFT_TYPE, RecycleLoraConfig
 from recyclelora.tuner.layer import PREFIX, RecycleLoraConv2d, RecycleLoraLayer, RecycleLoraLinear
 
-VIT_LINEAR_LAYERS = (
+LINEAR_LAYERS = (
     # timm: fused or split attention, MLP, SwiGLU
     "attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj",
-    "mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2",
+    "mlp.fc1_g", "mlp.fc1_x", "mlp.fc1", "mlp.fc2",
     # transformers: ViT and DINOv2; DINOv3; CLIP and SigLIP
     "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
     "intermediate.dense", "output.dense", "mlp.weights_in", "mlp.weights_out",
     "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "self_attn.o_proj",
+    # transformers: SAM; OPT; BERT; Phi
+    "mlp.lin1", "mlp.lin2", "fc1", "fc2",
+    "attention.self.query", "attention.self.key", "attention.self.value",
+    "self_attn.qkv_proj", "self_attn.dense", "mlp.gate_up_proj",
 )  # fmt: skip
-"""Attention and MLP layers of timm's and transformers' vision transformers: endings of names inside numbered blocks."""
+"""Attention and MLP layers of timm's and transformers' models: endings of names inside numbered blocks."""
 
 
 class RecycleLoraModel(BaseTuner):
@@ -212,16 +217,28 @@ def _check_layer_ranks(key: str, weight: Tensor, config: RecycleLoraConfig) -> N
 
 
 def _default_targets(model: nn.Module) -> str:
-    """A regex for the known layers inside numbered blocks (a pooling head's carry the same names outside)."""
+    """A regex for the known layers inside numbered blocks (a pooling head's carry the same names outside).
+
+    Other linear layers of the blocks are named in a warning.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     inside = r"(?:.*\.)?\d+\.(?:.*\.)?"
-    found = [ending for ending in VIT_LINEAR_LAYERS if any(re.fullmatch(inside + re.escape(ending), n) for n in linear)]
+    found = [ending for ending in LINEAR_LAYERS if any(re.fullmatch(inside + re.escape(ending), n) for n in linear)]
     if not found:
         raise ValueError(
-            f"no attention or MLP layer of a known ViT in {type(model).__name__} (its linear layers: "
+            f"no attention or MLP layer of a known kind in {type(model).__name__} (its linear layers: "
             f"{', '.join(linear[:5]) or 'none'}, ...): give `target_modules`"
         )
-    return f"{inside}(?:{'|'.join(re.escape(ending) for ending in found)})"
+    targets = f"{inside}(?:{'|'.join(re.escape(ending) for ending in found)})"
+    others = [n for n in linear if re.fullmatch(rf"{inside}.+", n) and not re.fullmatch(targets, n)]
+    if others:
+        kinds = sorted({re.split(r"\d+\.", name)[-1] for name in others})
+        warnings.warn(
+            f"{type(model).__name__}: linear layers of its blocks that are of no known kind are not adapted "
+            f"({', '.join(kinds)}); name all that should be in `target_modules`",
+            stacklevel=2,
+        )
+    return targets
 
 
 def register() -> None:
