@@ -82,6 +82,8 @@ def test_energy_outside_the_space_of_the_base_is_in_no_part():
 def test_column_norm_ratio():
     A = torch.tensor([[3.0, 1, 1, 1], [4, 0, 0, 2]])
     assert an.column_norm_ratio(A, torch.tensor([0, 3])) == pytest.approx(((5 + math.sqrt(5)) / 2) / 1)
+    assert an.column_norm_ratio(A, torch.arange(4)) is None  # there are no others
+    assert an.column_norm_ratio(torch.eye(2, 4), torch.tensor([0, 1])) is None  # or they are as empty as at the start
 
 
 @given(st.integers(0, 99))

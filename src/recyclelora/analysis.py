@@ -92,11 +92,14 @@ def alignment_with_top(update: Float[Tensor, "m n"], U: Float[Tensor, "m k"], Vh
     return float(inside / update.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny))
 
 
-def column_norm_ratio(A: Float[Tensor, "r n"], index: Int64[Tensor, " r"]) -> float:
-    """Mean norm of the columns of A at the initial positions over that of the others (RecycleLoRA's figure)."""
+def column_norm_ratio(A: Float[Tensor, "r n"], index: Int64[Tensor, " r"]) -> float | None:
+    """Mean norm of the columns of A at the initial positions over that of the others (RecycleLoRA's figure).
+
+    None where there are no others, or nothing in them.
+    """
     norms = A.double().norm(dim=0)
     at = torch.zeros(A.shape[1], dtype=torch.bool, device=A.device).scatter(0, index, True)
-    return float(norms[at].mean() / norms[~at].mean())
+    return float(norms[at].mean() / norms[~at].mean()) if norms[~at].any() else None
 
 
 def linear_cka(X: Float[Tensor, "samples a"], Y: Float[Tensor, "samples b"]) -> float:

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,8 @@ from recyclelora.tuner.model import target_names
 TRAINED = "trained.safetensors"
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a backbone is made to learn."""
-
-    attach: Callable[[Backbone, AdapterSettings, bool, bool], None]
-    source: str
+Attach = Callable[[Backbone, AdapterSettings, bool, bool], None]
+"""Makes a backbone learn in a method's way, with its settings; draws directions or not, from a cache or not."""
 
 
 def attach(backbone: Backbone, recipe: Recipe, draw: bool = True, cache_factors: bool = False) -> None:
@@ -53,7 +48,7 @@ def attach(backbone: Backbone, recipe: Recipe, draw: bool = True, cache_factors:
     if recipe.method == "imported":
         return
     try:
-        METHODS[recipe.method].attach(backbone, recipe.adapter, draw, cache_factors)
+        METHODS[recipe.method](backbone, recipe.adapter, draw, cache_factors)
     except (ValueError, TypeError) as error:
         raise UserError(f"{recipe.method} on {backbone.model_name}: {error}") from error
 
@@ -103,7 +98,7 @@ def _attach_rein(backbone: Backbone, settings: AdapterSettings, draw: bool, cach
     attach_rein(backbone.model, settings.tokens, settings.rank)
 
 
-def _lora(**options: Any) -> Callable[[Backbone, AdapterSettings, bool, bool], None]:
+def _lora(**options: Any) -> Attach:
     """PEFT's LoRA with some of its options."""
 
     def attach_lora(backbone: Backbone, settings: AdapterSettings, draw: bool, cache: bool) -> None:
@@ -122,20 +117,20 @@ def _lora(**options: Any) -> Callable[[Backbone, AdapterSettings, bool, bool], N
 MUTATING = ("pissa", "olora")
 """PEFT's initialisations that change the base weight; their adapters are saved as the difference to their start."""
 
-METHODS: dict[str, Method] = {
-    "recyclelora": Method(_attach_recyclelora, "arXiv 2603.28142"),
-    "recyclelora-main": Method(_attach_recyclelora, "arXiv 2603.28142, its main adapter alone"),
-    "recyclelora-sub": Method(_attach_recyclelora, "arXiv 2603.28142, its sub adapter alone"),
-    "frozen": Method(_attach_nothing, "the head alone"),
-    "full": Method(_attach_all, "all weights of the backbone"),
-    "lora": Method(_lora(), "arXiv 2106.09685"),
-    "dora": Method(_lora(use_dora=True), "arXiv 2402.09353"),
-    "pissa": Method(_lora(init_lora_weights="pissa"), "arXiv 2404.02948"),
-    "olora": Method(_lora(init_lora_weights="olora"), "arXiv 2406.01775"),
-    "mica": Method(_lora(init_lora_weights="mica"), "arXiv 2604.01694"),
-    "milora": Method(_attach_minor_singular, "arXiv 2406.09044"),
-    "soma": Method(_attach_soma, "CVPR 2025, arXiv 2412.04077"),
-    "rein": Method(_attach_rein, "CVPR 2024, arXiv 2312.04265"),
+METHODS: dict[str, Attach] = {
+    "recyclelora": _attach_recyclelora,
+    "recyclelora-main": _attach_recyclelora,
+    "recyclelora-sub": _attach_recyclelora,
+    "frozen": _attach_nothing,
+    "full": _attach_all,
+    "lora": _lora(),
+    "dora": _lora(use_dora=True),
+    "pissa": _lora(init_lora_weights="pissa"),
+    "olora": _lora(init_lora_weights="olora"),
+    "mica": _lora(init_lora_weights="mica"),
+    "milora": _attach_minor_singular,
+    "soma": _attach_soma,
+    "rein": _attach_rein,
 }
 
 
@@ -187,7 +182,7 @@ def merge_saved(backbone: Backbone, recipe: Recipe, folder: Path) -> None:
         raise UserError(f"{folder}: the adapter of this {recipe.method} run is missing; restore it or train again")
     try:
         if recipe.method == "rein":
-            METHODS["rein"].attach(backbone, recipe.adapter, False, False)
+            METHODS["rein"](backbone, recipe.adapter, False, False)
         elif recipe.method != "full":
             backbone.model = PeftModel.from_pretrained(backbone.model, str(folder)).merge_and_unload()
         _load_extra(backbone.model, folder / TRAINED, recipe.method)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int64
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recyclelora.errors import UserError
+from recyclelora.factors import one_hot
 from recyclelora.methods import MUTATING, TRAINED
 from recyclelora.run import Run, base_of
 from recyclelora.tuner import RecycleLoraLayer
@@ -84,7 +84,7 @@ def _of_recyclelora(name: str, layer: RecycleLoraLayer, method: str) -> Iterator
         A, B, A0, B0 = (factor.detach() for factor in factors)
         index = None
         if not A0.is_floating_point():
-            index, A0 = A0, torch.zeros_like(A).scatter(1, A0[:, None], 1.0)
+            index, A0 = A0, one_hot(A0, A.shape[1], A.dtype)
         delta = layer.scaling["default"] * (B @ A - B0 @ A0)
         yield Update(name, role if method.startswith("recyclelora") else method, base, delta, B, A, index)
 
