@@ -95,12 +95,16 @@ def test_results_of_other_settings_and_damaged_files_are_refused(done, town):
     refused(
         lambda: read_cell(cell(town, steps=9), out / "cells"), "recyclelora--0.json", "steps 3 in place of 9", "--out"
     )
-    broken = cell(town, "full")
-    (out / "cells" / f"{broken.name}.json").write_text("{")
-    try:
-        refused(lambda: run_grid([broken], out), "full--0.json", "damaged", "remove it")
-    finally:
-        (out / "cells" / f"{broken.name}.json").unlink()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", "without targets", "a target without label"])
+def test_damaged_files_are_refused(done, town, content):
+    out, (each, _), (result, _) = done
+    other = {**result, "targets": [{}]} if content == "a target without label" else {**result, "targets": None}
+    broken = out / "broken"
+    broken.mkdir(exist_ok=True)
+    (broken / f"{each.name}.json").write_bytes(content if isinstance(content, bytes) else json.dumps(other).encode())
+    refused(lambda: read_cell(each, broken), "recyclelora--0.json", "damaged", "remove it")
 
 
 def test_a_training_that_diverges_is_a_result_and_other_errors_stop(town, tmp_path):
@@ -184,8 +188,40 @@ def test_weights_may_differ_between_seeds_only_where_a_seed_draws_them(done):
     _, _, (result, _) = done
     drawn = {"a": result, "b": {**result, "seed": 1, "weights_sha256": "other"}}
     grid._check_alike(drawn, Path("cells"))
-    loaded = {name: {**row, "settings": {"backbone.weights": "hub"}} for name, row in drawn.items()}
+    hub = {**result["settings"], "backbone.weights": "hub"}
+    loaded = {name: {**row, "settings": hub} for name, row in drawn.items()}
     refused(lambda: grid._check_alike(loaded, Path("cells")), "base weights", "a.json", "b.json (other)")
+
+
+def test_training_images_may_differ_between_seeds_only_where_a_seed_draws_them(done):
+    _, _, (result, _) = done
+    (source,) = result["data"]
+    both = {"a": result, "b": {**result, "seed": 1, "data": [{**source, "fingerprint": "other"}]}}
+    refused(lambda: grid._check_alike(both, Path("cells")), "images of town", "a.json", "b.json (other)")
+    ((label, name, domain, images, weight),) = result["settings"]["sources"]
+    assert images is None
+    some = {**result["settings"], "sources": [[label, name, domain, 5, weight]]}
+    grid._check_alike({name: {**row, "settings": some} for name, row in both.items()}, Path("cells"))
+
+
+def test_results_of_other_than_what_is_there_now_are_refused(done):
+    out, cells, results = done
+    now = {"images of target town": results[0]["targets"][0]["fingerprint"]}
+    assert run_grid(cells, out, present=now) == results
+    for what in ("images of target town", "images of town"):
+        refused(lambda what=what: run_grid(cells, out, present={what: "new"}), what, "what is there now (new)")
+
+
+def test_folders_are_told_apart_by_the_labels_they_have_from_their_names(town, tmp_path):
+    one, other = (Cell("x", cell(town).recipe, (f"folder={tmp_path / name}",)) for name in ("one", "other"))
+    assert one.settings()["scored.targets"] == ["one:folder"]
+    assert other.differences(one.settings()) == ["scored.targets ['one:folder'] in place of ['other:folder']"]
+
+
+def test_how_many_windows_are_scored_at_once_is_no_other_result(town):
+    wide = cell(town, evaluation={"batch_size": 7})
+    assert wide.differences(cell(town).settings()) == []
+    assert cell(town, evaluation={"flip": True}).differences(cell(town).settings())
 
 
 GRID = """

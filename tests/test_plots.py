@@ -125,9 +125,10 @@ def strokes(svg, colour):
 
 def test_intervals_lie_where_they_say_and_take_their_colour_from_their_side():
     differences = {
-        "better": {"mean": 0.04, "low": 0.02, "high": 0.06}, "worse": {"mean": -0.02, "low": -0.03, "high": -0.01},
-        "open": {"mean": 0.01, "low": -0.01, "high": 0.03},
-    }  # fmt: skip
+        "better": {"mean": 0.04, "low": 0.02, "high": 0.06, "seeds": 2},
+        "worse": {"mean": -0.02, "low": -0.03, "high": -0.01, "seeds": 3},
+        "open": {"mean": 0.01, "low": -0.01, "high": 0.03, "seeds": 3},
+    }
     svg = difference_forest(differences, "unseen", "frozen")
     (better,), (worse,) = strokes(svg, PALETTE[1]), strokes(svg, PALETTE[2])
     zero, open_ = sorted(strokes(svg, PALETTE[0]), key=lambda points: np.ptp(points[:, 0]))
@@ -138,6 +139,8 @@ def test_intervals_lie_where_they_say_and_take_their_colour_from_their_side():
     assert better[0, 1] < worse[0, 1] < open_[0, 1]  # from the top
     assert "mIoU minus that of frozen, unseen (points)" in texts(svg)
     assert difference_forest({}, "unseen", "frozen") == ""
+    one_seed = difference_forest({"better": {**differences["better"], "seeds": 1}}, "unseen", "frozen")
+    assert not strokes(one_seed, PALETTE[1])
 
 
 def test_a_bar_stands_at_the_mean_of_each_method():

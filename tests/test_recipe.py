@@ -51,6 +51,15 @@ def test_every_recipe_of_the_project_is_read(path):
     assert make_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
+def test_another_method_starts_from_its_own_adapters_defaults(write):
+    path = write("sources: [streets]\nadapter: {r_main: 8, alpha: 3}")
+    assert read_recipe(path, {"steps": "3"}).adapter.r_main == 8
+    assert read_recipe(path, {"method": "recyclelora"}).adapter.r_main == 8
+    assert read_recipe(path, {"method": "lora"}).adapter.model_dump(exclude_none=True) == {"rank": 36, "alpha": 36}
+    both = read_recipe(path, {"adapter.rank": "4", "method": "lora"})
+    assert (both.adapter.rank, both.adapter.alpha) == (4, 36)
+
+
 # Round trip
 
 words = st.text("abäß:#'\" ./_-", max_size=9).map("x".__add__)

@@ -49,8 +49,10 @@ def test_tables_compare_the_same_seeds(records, tmp_path):
     assert study_tables.tables("streets", tmp_path) == {}  # nothing to compare to yet
     for seed, miou in enumerate((0.4, 0.4, 0.7)):
         record(records, "recyclelora", seed, miou)
-    record(records, "sub rank 0", 0, 0.38)
-    record(records, "sub rank 0", 1, 0.38)
+    for seed in (0, 1):
+        record(records, "sub rank 2", seed, 0.38)
+    for seed in (0, 1, 2):
+        record(records, "recyclelora-main", seed, 0.41)
     (records / "streets" / "rates.json").write_text(
         json.dumps({"lora": {"chosen": 1e-3, "miou": {"0.001": 0.345, "0.003": 0.2}}})
     )
@@ -64,11 +66,16 @@ def test_tables_compare_the_same_seeds(records, tmp_path):
         lines[0] == "|  | clear | fog | unseen | unseen, minus recyclelora | unseen, minus frozen | seeds | trained |"
     )
     assert "| lora | 34.0 | 34.0 | 34.0 | -6.0 [-6.0, -6.0] | +4.0 [+4.0, +4.0] | 1 | 1,000 |" in lines
-    assert "| recyclelora | 40.0 | 40.0 | 40.0 |  | +10.0 [+10.0, +10.0] | 1 | 1,000 |" in lines
-    assert lines[-1] == "3 trainings, 0.1 hours of their processes."
+    spread = "50.0 ± 17.3"
+    assert f"| recyclelora | {spread} | {spread} | {spread} |  | +10.0 [+10.0, +10.0] | 3 | 1,000 |" in lines
+    assert lines[-1] == "8 trainings, 0.2 hours of their processes."
     # the seed that the ablation has not is left out
     assert "| recyclelora | 40.0 ± 0.0 |" in made["ablations"]
     assert "-2.0 [-2.0, -2.0] | 2 |" in made["ablations"]
+    assert [row.split(" | ")[0] for row in made["ablations"].splitlines()[2:5]] == [
+        "| recyclelora", "| sub rank 0", "| sub rank 2",
+    ]  # fmt: skip
+    assert "| sub rank 0 | 41.0 ± 0.0 |" in made["ablations"]
     assert "| lora | 0.001 | 0.001: 34.5, 0.003: 20.0 |" in made["rates"]
     assert "| effective rank of the update | 0.5 | – |" in made["weights"]
     assert r"| mean \|cos\| among rows of A | 0.5 | – |" in made["weights"]
@@ -79,14 +86,17 @@ def test_tables_compare_the_same_seeds(records, tmp_path):
 
 
 def test_a_claim_holds_where_its_interval_lies_above_zero(records):
-    record(records, "recyclelora", 0, 0.4)
     record(records, "frozen", 0, 0.3)
-    record(records, "lora", 0, 0.5)
+    for seed in (0, 1):
+        record(records, "recyclelora", seed, 0.4)
+        record(records, "rein", seed, 0.3)
+        record(records, "lora", seed, 0.5)
     for seed, miou in enumerate((0.4, 0.45, 0.35)):
         record(records, "recyclelora-main", seed, miou)
         record(records, "recyclelora-sub", seed, 0.4 - (seed == 1) / 100)
     told = dict(line.split(" | ")[:2] for line in study_tables.claims().splitlines()[2:])
-    assert told["| adapting beats the frozen backbone"] == "+10.0 [+10.0, +10.0] **holds**"
+    assert told["| adapting beats the frozen backbone"] == "+10.0 [+10.0, +10.0] not shown"  # of one seed
+    assert told["| better than Rein"] == "+10.0 [+10.0, +10.0] **holds**"
     assert told["| better than a plain LoRA of the same size"] == "-10.0 [-10.0, -10.0] **the opposite**"
     assert told["| main alone is better than sub alone"].startswith("+0.3 [-")
     assert told["| main alone is better than sub alone"].endswith("] not shown")

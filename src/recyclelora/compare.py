@@ -17,13 +17,15 @@ from recyclelora.evaluation.evaluate import check_classes
 from recyclelora.grid import Cell, run_grid
 from recyclelora.methods import METHODS
 from recyclelora.pages import write_page
-from recyclelora.recipe import Recipe, make_recipe, put, read_value
+from recyclelora.recipe import Recipe, changed, make_recipe, read_value
 from recyclelora.report import PICTURE_FILTERS, Example, take_examples
 from recyclelora.results import open_targets, predict_as, same_domain
-from recyclelora.run import load, write_json
+from recyclelora.run import base_hash, load, write_json
 
 UNSEEN = "unseen"
 """The mean over targets of domains that were not trained on."""
+SHARED = ("seed", "sources", "targets")
+"""Settings that no variant has for itself."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,15 @@ class Variant:
         """The common recipe with the variant's changes; its method brings its own adapter's defaults.
 
         Raises:
-            UserError: an unknown setting, or a value of a wrong kind.
+            UserError: an unknown setting, a value of a wrong kind, or one that all variants share.
         """
-        values = common.model_dump()
-        if "method" in self.changes and self.changes["method"] != common.method:
-            values["adapter"] = {}
-        for key, value in {**self.changes, "seed": seed}.items():
-            put(values, key, value)
-        return make_recipe(values, f"variant {self.name}")
+        for key in self.changes:
+            if key.partition(".")[0] in SHARED:
+                raise UserError(
+                    f"variant {self.name}: {key} is the same for all that are compared; set it in the recipe, or give "
+                    "seeds and targets to the comparison"
+                )
+        return make_recipe(changed(common.model_dump(), {**self.changes, "seed": seed}), f"variant {self.name}")
 
 
 def variants_of(methods: Sequence[str], changes: Sequence[str] = ()) -> list[Variant]:
@@ -62,6 +65,8 @@ def variants_of(methods: Sequence[str], changes: Sequence[str] = ()) -> list[Var
     for text in changes:
         key, equals, value = text.partition("=")
         owner, colon, inner = key.partition(":")
+        if (inner if colon else key) == "method":
+            raise UserError(f"--set {text}: methods are those of --methods")
         if not equals or (colon and owner not in settings):
             raise UserError(
                 f"--set {text}: expected KEY=VALUE or METHOD:KEY=VALUE with one of the methods {', '.join(methods)}"
@@ -92,7 +97,8 @@ def compare(
         pictures: example pictures a target on the page, of the first seed's models.
 
     Raises:
-        UserError: no targets, an unknown baseline, and as `recyclelora.grid.run_grid`.
+        UserError: no targets, an unknown baseline, files of something else in `out`, results of other base weights or
+            images than those there now, and as `recyclelora.grid.run_grid`.
     """
     names = [variant.name for variant in variants]
     baseline = baseline or names[0]
@@ -101,6 +107,11 @@ def compare(
     targets = list(targets) or recipe.targets
     if not targets:
         raise UserError("no targets: give one with --target, as in --target streets:fog, or in the recipe")
+    if UNSEEN in [parse_spec(text).label for text in targets]:
+        raise UserError(f"target {UNSEEN}: the mean over targets is called so; give it another label, LABEL:NAME")
+    for file in (out / "results.json", out / "report.html"):
+        if file.exists() and not (out / "cells").is_dir():
+            raise UserError(f"{file} is there, and not of a comparison; choose another --out")
     opened = open_targets(targets, None, limit)
     sources = [open_domain(source.data, "train", recipe.limit) for source in recipe.sources]
     for target in opened:  # an error now is better than one after hours
@@ -110,7 +121,13 @@ def compare(
         for variant in variants
         for seed in seeds
     ]
-    summary = summarise(run_grid(cells, out, jobs), baseline, seen_labels(recipe, targets))
+    present = {f"images of target {target.domain.label}": target.domain.fingerprint() for target in opened}
+    for source, domain in zip(recipe.sources, sources, strict=True):
+        if not source.images:
+            present[f"images of {domain.label}"] = domain.fingerprint()
+    if recipe.backbone.weights != "random" and any((out / "cells").glob("*.json")):
+        present["base weights"] = base_hash(recipe)
+    summary = summarise(run_grid(cells, out, jobs, present=present), baseline, seen_labels(recipe, targets))
     write_json(out / "results.json", summary)
     examples = _examples(cells, out, [target.domain for target in opened], pictures)
     write_comparison(out / "report.html", f"{len(variants)} methods side by side", summary, examples)
@@ -172,7 +189,7 @@ def _miou(cell: Mapping[str, Any], labels: Sequence[str]) -> float:
     return statistics.fmean(values)
 
 
-def _resampled(cell: Mapping[str, Any], labels: Sequence[str]) -> list[list[float]]:
+def _resampled(cell: Mapping[str, Any], labels: Sequence[str]) -> list[list[float | None]]:
     return [target["resampled"] for target in cell["targets"] if target["label"] in labels]
 
 
@@ -197,27 +214,24 @@ def _difference(
     ]
     if not pairs:
         return None
+    mean = statistics.fmean(_miou(own, labels) - _miou(other, labels) for own, other in pairs)
     low, high = difference_interval(
-        [_resampled(own, labels) for own, _ in pairs], [_resampled(other, labels) for _, other in pairs]
+        mean, [_resampled(own, labels) for own, _ in pairs], [_resampled(other, labels) for _, other in pairs]
     )
-    return {
-        "mean": statistics.fmean(_miou(own, labels) - _miou(other, labels) for own, other in pairs),
-        "low": low,
-        "high": high,
-        "seeds": len(pairs),
-    }
+    return {"mean": mean, "low": low, "high": high, "seeds": len(pairs)}
 
 
 def _examples(cells: Sequence[Cell], out: Path, domains: Sequence[Domain], count: int) -> dict[str, list[Example]]:
     """Pictures of each target with the first seed's models, where their runs are there."""
-    runs = {cell.variant: out / "runs" / cell.name for cell in cells if cell.recipe.seed == cells[0].recipe.seed}
     examples: dict[str, list[Example]] = {}
-    for name, run in runs.items():
-        if not count or not (run / "head.safetensors").is_file():
+    for cell in cells:
+        run = out / "runs" / cell.name
+        if not count or cell.recipe.seed != cells[0].recipe.seed or not (run / "head.safetensors").is_file():
             continue
-        model = load(run)
+        model = load(run, cell.recipe.backbone.weights)
+        model.evaluation = cell.recipe.evaluation
         for domain in domains:
-            own = take_examples({name: predict_as(model, domain)}, domain, count)
+            own = take_examples({cell.variant: predict_as(model, domain)}, domain, count)
             others = examples.get(domain.label, own)
             examples[domain.label] = [
                 replace(one, predictions={**one.predictions, **other.predictions})

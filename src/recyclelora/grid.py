@@ -39,6 +39,8 @@ from recyclelora.run import Run, load, open_run, remove_run, versions, write_jso
 from recyclelora.training.fit import decisive, train
 from recyclelora.weights import SOURCES
 
+FREE = {"evaluation.batch_size"}
+"""Settings that no result depends on."""
 POLL = 2.0
 """Seconds between two looks at how far the trainings are."""
 
@@ -64,7 +66,7 @@ class Cell:
         weights = self.recipe.backbone.weights
         facts["backbone"]["weights"] = weights if weights in SOURCES else Path(weights).name
         facts["scored"] = {
-            "targets": [re.sub(r"=.*", "", text) for text in self.targets],
+            "targets": [_without_root(text) for text in self.targets],
             "split": self.split,
             "limit": self.limit,
             "draws": DRAWS,
@@ -80,9 +82,15 @@ class Cell:
             asked["scored.targets"] = scored
         return [
             f"{key} {settings.get(key, default.get(key))} in place of {asked.get(key)}"
-            for key in sorted({*asked, *settings})
+            for key in sorted({*asked, *settings} - FREE)
             if settings.get(key, default.get(key)) != asked.get(key)
         ]
+
+
+def _without_root(target: str) -> str:
+    """A target as it was written, but for where it lies; a folder of one's own has its label from there."""
+    left = target.partition("=")[0]
+    return f"{parse_spec(target).label}:folder" if left == "folder" else left
 
 
 def _leaves(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -114,20 +122,28 @@ def read_cell(cell: Cell, records: Path) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         differences = cell.differences(result["settings"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        if "error" not in result:
+            labels = [parse_spec(text).label for text in cell.targets]
+            result["targets"] = [target for target in result["targets"] if target["label"] in labels]
+        lacking = {"variant", "seed", "scale"} - result.keys() or {"weights_sha256", "data"} - result.keys()
+        if lacking and "error" not in result:
+            raise KeyError(min(lacking))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({error}); remove it to have it made again") from error
     if differences:
         raise UserError(
             f"{file}: made with {'; '.join(differences)}; choose another --out, or remove it to have it made again"
         )
-    if "targets" in result:
-        labels = [parse_spec(text).label for text in cell.targets]
-        result["targets"] = [target for target in result["targets"] if target["label"] in labels]
     return result
 
 
 def run_grid(
-    cells: Sequence[Cell], out: Path, jobs: int = 1, keep_runs: bool = True, records: Path | None = None
+    cells: Sequence[Cell],
+    out: Path,
+    jobs: int = 1,
+    keep_runs: bool = True,
+    records: Path | None = None,
+    present: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Results of all cells, in their order; those not there yet are made, `jobs` at a time, each in its own process.
 
@@ -135,10 +151,15 @@ def run_grid(
     `error` in place of scores. With `jobs` 0 all is done in this process, whose peak memory is then that of all.
     Results lie in `records`, in OUT/cells if not given; runs are removed once they are scored unless `keep_runs`.
 
+    Args:
+        present: hashes of what lies there now, by its name as in "images of target fog", "images of town" (a source)
+            and "base weights"; results of others are refused. Those of a source that a seed draws from are not asked.
+
     Raises:
         UserError: two cells of one name, another process at work in `out`, results of other base weights or images than
-            the others', a process that was killed; and as `read_cell`, `recyclelora.training.fit.train` and
-            `recyclelora.results.open_targets`. Cells that were done before the error stay done.
+            the others' or those present, a process that was killed; and as `read_cell`,
+            `recyclelora.training.fit.train` and `recyclelora.results.open_targets`. Cells that were done before the
+            error stay done.
     """
     names = [cell.name for cell in cells]
     doubled = {name for name in names if names.count(name) > 1}
@@ -148,7 +169,7 @@ def run_grid(
     places = Places(out / "runs", records, keep_runs)
     with _alone(out):
         results = {cell.name: read_cell(cell, records) for cell in cells}
-        _check_alike(results, records)
+        _check_alike(results, records, present)
         todo = [cell for cell in cells if results[cell.name] is None]
         total = sum(cell.recipe.steps for cell in cells)
         with tqdm(desc=f"steps of {len(cells)} trainings", total=total, disable=None) as bar:
@@ -171,23 +192,29 @@ def _alone(out: Path) -> Iterator[None]:
         raise UserError(f"{out}: another process is at work there; wait for it, or choose another --out") from None
 
 
-def _check_alike(results: Mapping[str, Mapping[str, Any] | None], records: Path) -> None:
+def _check_alike(
+    results: Mapping[str, Mapping[str, Any] | None], records: Path, present: Mapping[str, str] | None = None
+) -> None:
     """Results are of one base and one copy of the data, or they cannot be compared; what a seed draws is its own."""
-    first: dict[str, tuple[str, str]] = {}
+    first = {what: ("what is there now", found) for what, found in (present or {}).items()}
     for name, result in results.items():
         if result is None or "targets" not in result:
             continue
         of_seed = f" of seed {result['seed']}"
         random = result["settings"].get("backbone.weights") == "random"
         hashes = {"base weights" + of_seed * random: result["weights_sha256"]}
-        hashes |= {f"images of {source['label']}{of_seed}": source["fingerprint"] for source in result["data"]}
+        drawn = {label for label, *_, images, _ in result["settings"]["sources"] if images}
+        hashes |= {
+            f"images of {source['label']}" + of_seed * (source["label"] in drawn): source["fingerprint"]
+            for source in result["data"]
+        }
         hashes |= {f"images of target {target['label']}": target["fingerprint"] for target in result["targets"]}
         for what, found in hashes.items():
-            other, expected = first.setdefault(what, (name, found))
+            other, expected = first.setdefault(what, (f"{name}.json", found))
             if found != expected:
                 raise UserError(
-                    f"{records}: {what} are not the same in {other}.json ({expected[:12]}) and {name}.json "
-                    f"({found[:12]}); remove those that are not to be compared"
+                    f"{records}: {what} are not the same in {other} ({expected[:12]}) and {name}.json ({found[:12]}); "
+                    "remove the files of those that are not to be compared, or choose another --out"
                 )
 
 
@@ -203,19 +230,19 @@ def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: tqdm[Any]) -> I
     todo, finished = list(cells), bar.n
     with _processes(jobs, threads) as pool:
         while todo or waiting:
-            while todo and len(waiting) < jobs:  # what is handed over early cannot be taken back after an error
-                waiting[pool.submit(_make_cell, todo[0], places, threads)] = todo[0]
-                del todo[0]
-            for future in wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done:
-                cell = waiting.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    names = ", ".join(each.name for each in (cell, *waiting.values()))
-                    raise UserError(
-                        f"{names}: a process was killed, most likely for want of memory; take fewer --jobs or a "
-                        "smaller batch_size, and call again to go on"
-                    ) from None
+            begun = [*waiting.values()]
+            try:
+                while todo and len(waiting) < jobs:  # what is handed over early cannot be taken back after an error
+                    waiting[pool.submit(_make_cell, todo[0], places, threads)] = todo[0]
+                    begun.append(todo.pop(0))
+                done = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done
+                made = [(waiting.pop(future), future.result()) for future in done]
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{', '.join(cell.name for cell in begun)}: a process was killed, most likely for want of memory; "
+                    "take fewer --jobs or a smaller batch_size, and call again to go on"
+                ) from None
+            for cell, result in made:
                 finished += cell.recipe.steps
                 yield cell, result
             bar.update(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.n)
@@ -272,7 +299,7 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> dict[str, Any]:
         run = train(cell.recipe, folder, resume=True)
         facts |= _cost(run, trained_before) | _scores(run, cell)
     except DivergedError as error:
-        facts["error"] = str(error).split(": ", 1)[1]
+        facts["error"] = str(error).rpartition(": ")[2]  # without the run's folder
     facts["wall_seconds"] = round(time.perf_counter() - started, 1)
     write_json(places.records / f"{cell.name}.json", facts)
     Run(folder, cell.recipe, {}).checkpoint.unlink(missing_ok=True)

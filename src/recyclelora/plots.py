@@ -85,7 +85,10 @@ def spread_dots(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: 
 
 
 def difference_forest(differences: Mapping[str, Mapping[str, float]], column: str, baseline: str) -> str:
-    """Differences to a baseline in points with their intervals, a line a method: `mean`, `low` and `high` in 0..1."""
+    """Differences to a baseline in points with their intervals, a line a method: `mean`, `low` and `high` in 0..1.
+
+    Those whose interval leaves out 0 are coloured, but for those of one seed (`seeds`), which tell of images alone.
+    """
     if not differences:
         return ""
     methods = list(differences)[::-1]
@@ -95,7 +98,8 @@ def difference_forest(differences: Mapping[str, Mapping[str, float]], column: st
         axes.axvline(0, color=PALETTE[0], linewidth=1)
         for place, method in enumerate(methods):
             low, mean, high = (100 * differences[method][key] for key in ("low", "mean", "high"))
-            colour = PALETTE[1] if low > 0 else PALETTE[2] if high < 0 else PALETTE[0]
+            told = differences[method]["seeds"] > 1
+            colour = PALETTE[1] if told and low > 0 else PALETTE[2] if told and high < 0 else PALETTE[0]
             axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot([mean], [place], "o", color=colour, markersize=6)
         axes.set_yticks(range(len(methods)), methods)

@@ -5,6 +5,8 @@ The defaults are the published settings where they do not depend on the backbone
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,7 +248,7 @@ class Recipe(Settings):
 
 
 def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Recipe:
-    """Read a recipe file; `changes` sets single keys, `{"optim.lr": "3e-4"}`, with values in YAML.
+    """Read a recipe file; `changes` sets single keys, `{"optim.lr": "3e-4"}`, with values in YAML, as `changed` does.
 
     Raises:
         UserError: no such file, no YAML mapping, an unknown key (with the nearest known), a value of a wrong kind.
@@ -263,9 +265,8 @@ def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Reci
         raise UserError(
             f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
         )
-    for key, text in (changes or {}).items():
-        put(values, key, read_value(key, text))
-    return make_recipe(values, str(path))
+    read = {key: read_value(key, text) for key, text in (changes or {}).items()}
+    return make_recipe(changed(values, read), str(path))
 
 
 def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -302,6 +303,23 @@ def read_value(key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {key}={text}: no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some put in place of theirs, by keys as in `optim.lr`.
+
+    Another method than theirs starts from its own adapter's defaults: the adapter that they describe is not its.
+
+    Raises:
+        UserError: as `put`.
+    """
+    values = copy.deepcopy(values)
+    method = values.get("method", Recipe.model_fields["method"].default)
+    if changes.get("method", method) != method:
+        values.pop("adapter", None)
+    for key, value in changes.items():
+        put(values, key, value)
+    return values
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -192,24 +192,34 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
 def _bare(recipe: Recipe, classes: int) -> Segmenter:
     """Backbone and head without adapters; random parts are drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    settings = recipe.backbone
-    make_head = HEADS[recipe.head]
-    norm = make_head.FINAL_NORM if settings.norm is None else settings.norm
-    indices = pyramid_indices if make_head.PYRAMID else None
-    backbone = Backbone(
-        settings.model,
-        settings.weights,
-        indices=indices,
-        norm=norm,
-        model_args=settings.model_args,
-        resample=settings.resample,
-    )
+    backbone = _backbone(recipe)
     torch.manual_seed(recipe.seed)
     try:
-        head = make_head(backbone.channels, classes, **recipe.head_args)
+        head = HEADS[recipe.head](backbone.channels, classes, **recipe.head_args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"recipe: head {recipe.head} does not take head_args {recipe.head_args}: {error}") from error
     return Segmenter(backbone, head)
+
+
+def _backbone(recipe: Recipe) -> Backbone:
+    settings, make_head = recipe.backbone, HEADS[recipe.head]
+    return Backbone(
+        settings.model,
+        settings.weights,
+        indices=pyramid_indices if make_head.PYRAMID else None,
+        norm=make_head.FINAL_NORM if settings.norm is None else settings.norm,
+        model_args=settings.model_args,
+        resample=settings.resample,
+    )
+
+
+def base_hash(recipe: Recipe) -> str:
+    """SHA-256 of the base weights that a training of this recipe starts from.
+
+    Raises:
+        UserError: as `recyclelora.backbone.Backbone`.
+    """
+    return _backbone(recipe).weights_sha256
 
 
 class Predictor:

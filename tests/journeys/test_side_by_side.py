@@ -44,6 +44,8 @@ def test_from_one_command_to_a_table_and_a_page(compare, tmp_path):
         (["--methods", "frozen", "--set", "lora:steps=2"], ["one of the methods frozen"]),
         (["--methods", "frozen", "--target", "folder=nowhere"], ["nowhere"]),
         (["--methods", "frozen", "--target", "streets:fog"], ["streets:fog", "19 classes", "2 classes"]),
+        (["--methods", "frozen", "--set", "seed=3"], ["seed is the same for all"]),
+        (["--methods", "frozen", "--target", "unseen:streets:fog"], ["target unseen", "another label"]),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, arguments, parts):
@@ -53,6 +55,24 @@ def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, a
     for part in parts:
         assert part in err
     assert not (tmp_path / "all").exists()
+
+
+def test_what_is_in_the_way_or_has_changed_is_told(compare, recipe, town, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/report.html").write_text("mine")
+    code, _, err = compare("--methods", "frozen")
+    assert (code, "report.html is there, and not of a comparison" in err) == (1, True)
+    assert (tmp_path / "all/report.html").read_text() == "mine"
+    (tmp_path / "all/report.html").unlink()
+    assert compare("--methods", "frozen", "--jobs", 0)[0] == 0
+    image = next(path for path in (town / "images").rglob("*") if path.is_file())
+    content = image.read_bytes()
+    try:
+        image.write_bytes(content + b"0")
+        code, _, err = compare("--methods", "frozen", "--jobs", 0)
+    finally:
+        image.write_bytes(content)
+    assert (code, "images of t" in err, "what is there now" in err, "frozen--0.json" in err) == (1, True, True, True)
 
 
 def test_a_run_is_looked_into(command, recipe, town, tmp_path):

@@ -15,6 +15,8 @@ from scipy.special import stdtrit
 
 DRAWS = 200
 """Resamples of a target's images that are kept with a score."""
+Resampled = Sequence[Sequence[float | None]]
+"""mIoU by [target][draw]."""
 QUANTILES = 1001
 """Points that the chance of the seed is taken at, each as likely as the others."""
 
@@ -26,27 +28,35 @@ def resampled_miou(
 
     Args:
         counts: a confusion matrix an image, as `recyclelora.evaluation.metrics.ConfusionMatrix` counts.
+
+    Returns:
+        NaN for a draw of images that no scored pixel is in.
     """
     images, classes, _ = counts.shape
     times = np.random.default_rng(images).multinomial(images, np.full(images, 1 / images), size=draws)
     total = (times.astype(np.float64) @ counts.reshape(images, -1).astype(np.float64)).reshape(draws, classes, -1)
     hits = np.diagonal(total, axis1=1, axis2=2)
     union = total.sum(2) + total[:, :, :classes].sum(1) - hits
+    present = union > 0
+    iou = np.divide(hits, union, out=np.zeros_like(hits), where=present)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.nanmean(hits / union, axis=1))
+        return np.asarray(iou.sum(1) / present.sum(1))
 
 
 def difference_interval(
-    ours: Sequence[Sequence[Sequence[float]]], theirs: Sequence[Sequence[Sequence[float]]], level: float = 0.95
+    mean: float, ours: Sequence[Resampled], theirs: Sequence[Resampled], level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of the mean difference of two methods over seeds and targets.
+    """Interval about the mean difference of two methods over seeds and targets.
 
     It is that of the sum of two chances: the resample of the images, the same of all targets (several may show the same
     scenes), and s / sqrt(n) times Student's t with n - 1 degrees, s being the deviation of the difference over n seeds.
-    Of one seed the interval tells of images alone.
+    Of one seed the interval tells of images alone. A resample, which lacks classes that the images have, is of another
+    mIoU in the mean than they are; the interval is moved to the difference of the images themselves.
 
     Args:
-        ours, theirs: resampled mIoU by [seed][target][draw]; the same seeds, targets and number of draws.
+        mean: of the images as they are.
+        ours, theirs: resampled mIoU by [seed][target][draw]; the same seeds, targets and number of draws. A draw
+            without a scored pixel is None or NaN, and left out.
 
     Raises:
         ValueError: unequal shapes, or nothing to compare.
@@ -55,8 +65,9 @@ def difference_interval(
     if one.shape != other.shape or one.ndim != 3 or one.size == 0:
         raise ValueError(f"expected [seed][target][draw] of both methods alike, got shapes {one.shape}, {other.shape}")
     difference = (one - other).mean(1)
+    difference = difference[:, np.isfinite(difference).all(0)]
     seeds = len(difference)
-    means = difference.mean(0)
+    means = mean + difference.mean(0) - difference.mean()
     if seeds > 1:
         error = difference.mean(1).std(ddof=1) / np.sqrt(seeds)
         means = np.add.outer(means, error * stdtrit(seeds - 1, (np.arange(QUANTILES) + 0.5) / QUANTILES))

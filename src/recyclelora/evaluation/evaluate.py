@@ -38,7 +38,7 @@ class TargetScore:
     miou: float | None
     iou: dict[str, float | None]
     confusion: list[list[int]]
-    resampled: list[float] = field(default_factory=list)
+    resampled: list[float | None] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a results file."""
@@ -72,7 +72,9 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: i
         miou=_number(matrix.miou()),
         iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
         confusion=matrix.counts.tolist(),
-        resampled=resampled_miou(np.stack(counts), draws).round(5).tolist() if draws else [],
+        resampled=[None if np.isnan(miou) else round(miou, 5) for miou in resampled_miou(np.stack(counts), draws)]
+        if draws
+        else [],
     )
 
 
