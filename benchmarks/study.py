@@ -25,7 +25,7 @@ from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.run import write_json
 
 RESULTS = Path(__file__).parent / "results" / "study"
-GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+GRID = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = {"core": range(5), "ablations": range(2), "options": range(3)}
 OURS = "recyclelora"
 SEEN = {"streets": "clear", "camvid": "day"}

@@ -55,7 +55,7 @@ def test_each_variant_gets_the_best_rate_of_a_grid_that_grows_to_it(streets, mon
 
 def test_a_best_rate_at_the_end_of_all_and_rates_that_all_diverge_are_refused(streets, monkeypatch):
     monkeypatch.setattr(study, "run_grid", grid_with_peaks([], {"full": 1e-9, "frozen": 3e-2}))
-    refused(streets.choose_rates, "is 3e-06", "widen GRID")
+    refused(streets.choose_rates, "is 3e-07", "widen GRID")
     monkeypatch.setattr(study, "run_grid", lambda cells, *_: [{"error": "the loss is nan"} for _ in cells])
     refused(streets.choose_rates, "widen GRID")
 
