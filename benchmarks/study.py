@@ -197,9 +197,8 @@ class Study:
         runs = [self.out / "runs" / cell.name for cell in cells]
         missing = [run.name for run in runs if not (run / "head.safetensors").is_file()]
         if file.is_file() or missing:
-            print(
-                f"{self.source.name}: not analysed: " + (f"no run {missing[0]}" if missing else f"{file.name} is there")
-            )
+            reason = f"{file.name} is there" if file.is_file() else f"no run {missing[0]}"
+            print(f"{self.source.name}: not analysed: {reason}")
             return
         result = analyze(runs, self.out.with_suffix(".analysis.html"), self.source.targets, 8, self.source.weights)
         found = {cell.variant: run for cell, run in zip(cells, result.values(), strict=True)}
