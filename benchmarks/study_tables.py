@@ -16,8 +16,7 @@ from typing import Any
 
 import study
 from recyclelora.analyze import MEASURES
-from recyclelora.compare import UNSEEN, summarise
-from recyclelora.plots import difference_forest, spread_dots
+from recyclelora.compare import UNSEEN, draw_comparison, summarise
 from study import ABLATIONS, CORE, OPTIONS, OURS, SEEN, recorded
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "study.md"
@@ -60,7 +59,9 @@ def tables(source: str, pictures: Path) -> dict[str, str]:
             summaries = [summarise(chosen, each, [SEEN[source]]) for each in baselines]
             hours = sum(cell["wall_seconds"] for cell in chosen) / 3600
             made[part] = f"{_scores(summaries)}\n\n{len(chosen)} trainings, {hours:.1f} hours of their processes."
-            _plots(pictures / f"{source}-{part}", summaries[0])
+            pictures.mkdir(parents=True, exist_ok=True)
+            for kind, drawing in zip(("", "-difference"), draw_comparison(summaries[0]), strict=True):
+                (pictures / f"{source}-{part}{kind}.svg").write_text(drawing)
     return made | _rates(source) | _analysis(source)
 
 
@@ -161,17 +162,6 @@ def _scores(summaries: Sequence[Mapping[str, Any]]) -> str:
     head, body = rows[0], list(zip(*rows[1:], strict=True))
     kept = [i for i, title in enumerate(head) if title not in ("trained", "s", "rate") or len(set(body[i])) > 1]
     return _table([[row[i] for i in kept] for row in rows])
-
-
-def _plots(path: Path, summary: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scored = {name: row for name, row in summary["variants"].items() if "scores" in row}
-    dots = spread_dots({name: row["scores"] for name, row in scored.items()}, summary["columns"])
-    path.with_name(f"{path.name}.svg").write_text(dots)
-    main = UNSEEN if UNSEEN in summary["columns"] else summary["columns"][0]
-    differences = {name: row.get("difference", {}).get(main) for name, row in scored.items()}
-    forest = difference_forest({name: d for name, d in differences.items() if d}, main, summary["baseline"])
-    path.with_name(f"{path.name}-difference.svg").write_text(forest)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,16 @@ def test_results_of_other_settings_and_damaged_files_are_refused(done, town):
     )
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", "without targets", "a target without label"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff\xfe", "without targets", "a target without label", "without data"]
+)
 def test_damaged_files_are_refused(done, town, content):
     out, (each, _), (result, _) = done
-    other = {**result, "targets": [{}]} if content == "a target without label" else {**result, "targets": None}
+    other = {
+        "without targets": {**result, "targets": None},
+        "a target without label": {**result, "targets": [{}]},
+        "without data": {key: value for key, value in result.items() if key != "data"},
+    }.get(content)
     broken = out / "broken"
     broken.mkdir(exist_ok=True)
     (broken / f"{each.name}.json").write_bytes(content if isinstance(content, bytes) else json.dumps(other).encode())

@@ -1,6 +1,6 @@
 """IoU against sets of pixels, and what a confusion matrix over a whole data set must keep."""
 
-import importlib.util
+import importlib
 
 import jaxtyping
 import numpy as np
@@ -90,13 +90,9 @@ def test_an_absent_class_is_left_out_of_the_mean_and_one_only_predicted_counts_a
 
 
 @pytest.fixture(scope="module")
-def parity(request):
+def parity():
     pytest.importorskip("cityscapesscripts")
-    file = request.config.rootpath / "benchmarks" / "parity.py"
-    spec = importlib.util.spec_from_file_location("parity", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("parity")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from miniatures import SMALL_HEAD
 from recyclelora.errors import UserError
 from recyclelora.heads import Mask2FormerHead
 from recyclelora.rein import LinkedQueries, ReinBlock, SharedProjections, attach_rein, link_queries
@@ -60,9 +61,7 @@ def test_a_mask_heads_queries_follow_the_tokens_and_train_them():
     torch.manual_seed(0)
     model = tiny_vit().requires_grad_(False)
     attach_rein(model, tokens=4, rank=2)
-    small = {"width": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "points": 8}
-    small |= {"encoder_feedforward": 8, "decoder_feedforward": 8}
-    head = Mask2FormerHead([48] * 4, classes=3, **small)
+    head = Mask2FormerHead([48] * 4, classes=3, **SMALL_HEAD)
     link_queries(model, head)
     assert not [name for name in head.state_dict() if "rein" in name]  # the tokens are the backbone's
     maps = [torch.randn(1, 48, 8, 8) for _ in range(4)]

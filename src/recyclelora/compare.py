@@ -14,13 +14,13 @@ from recyclelora.data.domain import Domain
 from recyclelora.errors import UserError, did_you_mean
 from recyclelora.evaluation.bootstrap import difference_interval
 from recyclelora.evaluation.evaluate import check_classes
-from recyclelora.grid import Cell, run_grid
+from recyclelora.grid import Cell, run_grid, trained_model
 from recyclelora.methods import METHODS
 from recyclelora.pages import write_page
 from recyclelora.recipe import Recipe, changed, make_recipe, read_value
 from recyclelora.report import PICTURE_FILTERS, Example, take_examples
 from recyclelora.results import open_targets, predict_as, same_domain
-from recyclelora.run import base_hash, load, write_json
+from recyclelora.run import base_hash, write_json
 
 UNSEEN = "unseen"
 """The mean over targets of domains that were not trained on."""
@@ -113,20 +113,21 @@ def compare(
         if file.exists() and not (out / "cells").is_dir():
             raise UserError(f"{file} is there, and not of a comparison; choose another --out")
     opened = open_targets(targets, None, limit)
-    sources = [open_domain(source.data, "train", recipe.limit) for source in recipe.sources]
-    for target in opened:  # an error now is better than one after hours
-        check_classes(sources[0].train_space, target.domain)
     cells = [
         Cell(variant.name, variant.recipe(recipe, seed), tuple(targets), None, limit)
         for variant in variants
         for seed in seeds
     ]
+    first = cells[0].recipe  # the images and base of all, changes for all methods included
+    sources = [open_domain(source.data, "train", first.limit) for source in first.sources]
+    for target in opened:  # an error now is better than one after hours
+        check_classes(sources[0].train_space, target.domain)
     present = {f"images of target {target.domain.label}": target.domain.fingerprint() for target in opened}
-    for source, domain in zip(recipe.sources, sources, strict=True):
+    for source, domain in zip(first.sources, sources, strict=True):
         if not source.images:
             present[f"images of {domain.label}"] = domain.fingerprint()
-    if recipe.backbone.weights != "random" and any((out / "cells").glob("*.json")):
-        present["base weights"] = base_hash(recipe)
+    if first.backbone.weights != "random" and any((out / "cells").glob("*.json")):
+        present["base weights"] = base_hash(first)
     summary = summarise(run_grid(cells, out, jobs, present=present), baseline, seen_labels(recipe, targets))
     write_json(out / "results.json", summary)
     examples = _examples(cells, out, [target.domain for target in opened], pictures)
@@ -228,8 +229,7 @@ def _examples(cells: Sequence[Cell], out: Path, domains: Sequence[Domain], count
         run = out / "runs" / cell.name
         if not count or cell.recipe.seed != cells[0].recipe.seed or not (run / "head.safetensors").is_file():
             continue
-        model = load(run, cell.recipe.backbone.weights)
-        model.evaluation = cell.recipe.evaluation
+        model = trained_model(cell, run)
         for domain in domains:
             own = take_examples({cell.variant: predict_as(model, domain)}, domain, count)
             others = examples.get(domain.label, own)
@@ -238,6 +238,17 @@ def _examples(cells: Sequence[Cell], out: Path, domains: Sequence[Domain], count
                 for one, other in zip(others, own, strict=True)
             ]
     return examples
+
+
+def draw_comparison(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Scores, a dot a seed, and differences to the baseline on what is unseen, else on the first target; as SVG."""
+    scored = {name: row for name, row in summary["variants"].items() if "scores" in row}
+    column = UNSEEN if UNSEEN in summary["columns"] else (summary["columns"] or [""])[0]
+    differences = {name: row.get("difference", {}).get(column) for name, row in scored.items()}
+    return (
+        plots.spread_dots({name: row["scores"] for name, row in scored.items()}, summary["columns"]),
+        plots.difference_forest({name: d for name, d in differences.items() if d}, column, summary["baseline"]),
+    )
 
 
 def write_comparison(
@@ -249,7 +260,7 @@ def write_comparison(
     """The page of a comparison; an existing file is replaced."""
     scored = {name: row for name, row in summary["variants"].items() if "scores" in row}
     differences = {name: row["difference"] for name, row in scored.items() if row.get("difference")}
-    main = UNSEEN if UNSEEN in summary["columns"] else (summary["columns"] or [""])[0]
+    dots, forest = draw_comparison(summary)
     return write_page(
         path,
         "compare.html.j2",
@@ -263,10 +274,7 @@ def write_comparison(
             for column in summary["columns"]
         },
         differences=differences,
-        main=main,
-        dots=plots.spread_dots({name: row["scores"] for name, row in scored.items()}, summary["columns"]),
-        forest=plots.difference_forest(
-            {name: row[main] for name, row in differences.items() if row[main]}, main, summary["baseline"]
-        ),
+        dots=dots,
+        forest=forest,
         examples=examples or {},
     )

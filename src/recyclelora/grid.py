@@ -35,7 +35,7 @@ from recyclelora.evaluation.evaluate import score_domain
 from recyclelora.methods import scale_of
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.results import open_targets, predict_as, protocol_name
-from recyclelora.run import Run, load, open_run, remove_run, versions, write_json
+from recyclelora.run import Predictor, Run, load, open_run, remove_run, versions, write_json
 from recyclelora.training.fit import decisive, train
 from recyclelora.weights import SOURCES
 
@@ -125,8 +125,8 @@ def read_cell(cell: Cell, records: Path) -> dict[str, Any] | None:
         if "error" not in result:
             labels = [parse_spec(text).label for text in cell.targets]
             result["targets"] = [target for target in result["targets"] if target["label"] in labels]
-        lacking = {"variant", "seed", "scale"} - result.keys() or {"weights_sha256", "data"} - result.keys()
-        if lacking and "error" not in result:
+        needed = {"variant", "seed", "scale"} | (set() if "error" in result else {"weights_sha256", "data"})
+        if lacking := needed - result.keys():
             raise KeyError(min(lacking))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({error}); remove it to have it made again") from error
@@ -345,9 +345,15 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def trained_model(cell: Cell, run: Path) -> Predictor:
+    """The model of a cell's run, with the places of weights and the evaluation asked for now, not those of then."""
+    model = load(run, cell.recipe.backbone.weights)
+    model.evaluation = cell.recipe.evaluation
+    return model
+
+
 def _scores(run: Run, cell: Cell) -> dict[str, Any]:
-    model = load(run.path, cell.recipe.backbone.weights)
-    model.evaluation = cell.recipe.evaluation  # the run's may be of before
+    model = trained_model(cell, run.path)
     targets = open_targets(cell.targets, cell.split, cell.limit)
     scored = []
     for target in targets:

@@ -3,6 +3,10 @@
 import json
 
 import pytest
+import timm
+from safetensors.torch import load_file, save_file
+
+from miniatures import TINY
 
 
 @pytest.fixture
@@ -73,6 +77,28 @@ def test_what_is_in_the_way_or_has_changed_is_told(compare, recipe, town, tmp_pa
     finally:
         image.write_bytes(content)
     assert (code, "images of t" in err, "what is there now" in err, "frozen--0.json" in err) == (1, True, True, True)
+
+
+def test_weights_and_images_are_those_set_for_all_methods_and_may_move_but_not_change(compare, tmp_path):
+    weights = tmp_path / "base.safetensors"
+    save_file(timm.create_model(TINY["model"], num_classes=0, **TINY["model_args"]).state_dict(), weights)
+
+    def again(where, *more):
+        return compare(
+            "--methods", "frozen", "--jobs", 0, "--set", f"backbone.weights={where}", "--set", "limit=3", *more
+        )
+
+    assert again(weights)[0] == 0
+    assert again(weights)[0] == 0
+    moved = tmp_path / "elsewhere" / weights.name
+    moved.parent.mkdir()
+    weights.rename(moved)
+    code, _, err = again(moved)
+    assert code == 0, err
+    assert (tmp_path / "all/report.html").read_text().count("data:image") == 3
+    save_file({name: value + 1 for name, value in load_file(moved).items()}, moved)
+    code, _, err = again(moved)
+    assert (code, "base weights" in err, "what is there now" in err) == (1, True, True)
 
 
 def test_a_run_is_looked_into(command, recipe, town, tmp_path):
