@@ -80,6 +80,13 @@ def test_without_labelled_pixels_a_domain_has_no_score():
     assert set(result.iou.values()) == {None}
 
 
+def test_a_resample_of_images_without_labels_has_no_score():
+    labels = [np.array([[0, 1]]), np.full((2, 2), IGNORE)]
+    result = score_domain(read_red, ABC, in_memory("town", unchanged(ABC), labels, [labels[0], np.zeros((2, 2))]), 30)
+    assert set(result.resampled) == {1, None}
+    json.dumps(result.to_json(), allow_nan=False)
+
+
 def test_a_score_survives_json():
     labels, predictions = [np.array([[0, 0, 0, 1]])], [np.array([[0, 1, IGNORE, 1]])]
     result = score_domain(read_red, ABC, in_memory("town", unchanged(ABC), labels, predictions))

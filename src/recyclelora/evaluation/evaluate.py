@@ -72,9 +72,7 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: i
         miou=_number(matrix.miou()),
         iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
         confusion=matrix.counts.tolist(),
-        resampled=[None if np.isnan(miou) else round(miou, 5) for miou in resampled_miou(np.stack(counts), draws)]
-        if draws
-        else [],
+        resampled=[_number(round(miou, 5)) for miou in resampled_miou(np.stack(counts), draws)] if draws else [],
     )
 
 
