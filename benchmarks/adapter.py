@@ -27,7 +27,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from recyclelora.run import versions, write_json
+from recyclelora.files import write_json
+from recyclelora.runs.run import versions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from saved import saved_bytes

@@ -27,14 +27,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recyclelora.data.benchmarks import open_domain
 from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.domain import Domain
-from recyclelora.data.folders import LabelledFiles
+from recyclelora.data.files import LabelledFiles
 from recyclelora.data.label_maps import CITYSCAPES_IDS
 from recyclelora.data.labels import CITYSCAPES, IGNORE
+from recyclelora.data.opening import open_domain
 from recyclelora.data.transforms import Augment, distort, rescaled_window
-from recyclelora.run import versions, write_json
+from recyclelora.files import write_json
+from recyclelora.runs.run import versions
 
 SIZES = {"gtav": (1914, 1052), "cityscapes": (2048, 1024)}
 RESULTS = Path(__file__).parent / "results" / "data.json"

@@ -9,15 +9,16 @@ an end. Runs and scores that are there already are not made again. Results: benc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
-from recyclelora.data.benchmarks import open_domain
+from recyclelora.data.opening import open_domain
 from recyclelora.demo import METHODS, STEPS, demo_recipe
-from recyclelora.evaluation.evaluate import score_domain
-from recyclelora.run import load, versions, write_json
-from recyclelora.training.fit import train
+from recyclelora.evaluation.scores import score_domain
+from recyclelora.files import read_json, write_json
+from recyclelora.runs.predictor import load
+from recyclelora.runs.run import versions
+from recyclelora.training.train import train
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FIRST = (3e-3, 1e-2, 3e-2)
@@ -36,7 +37,7 @@ def score(method: str, lr: float, out: Path, weights: str, steps: int, scenes: i
             model.predict, model.space, open_domain(f"clear:streets:clear={out / 'scenes'}", "val", scenes)
         )
         write_json(file, {"miou": result.miou})
-    return float(json.loads(file.read_text())["miou"])
+    return float(read_json(file)["miou"])
 
 
 def choose(method: str, **settings: object) -> dict[float, float]:
@@ -61,13 +62,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--scenes", type=int, default=40)
     options = parser.parse_args()
-    result: dict[str, object] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    result: dict[str, object] = read_json(RESULTS) if RESULTS.is_file() else {}
     result |= {
         "steps": options.steps,
         "scenes": options.scenes,
         "cores": os.cpu_count(),
         "versions": versions(),
-        "renderer": open_domain("streets", "val", options.scenes).fingerprint(),
+        "fingerprint": open_domain("streets", "val", options.scenes).fingerprint(),
     }
     for method in options.methods:
         scores = choose(method, out=options.out, weights=options.weights, steps=options.steps, scenes=options.scenes)

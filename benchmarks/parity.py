@@ -24,7 +24,7 @@ from cityscapesscripts.helpers.labels import id2label
 from recyclelora.data.label_maps import CITYSCAPES_LABELLING
 from recyclelora.data.labels import CITYSCAPES, IGNORE
 from recyclelora.evaluation.metrics import ConfusionMatrix
-from recyclelora.run import write_json
+from recyclelora.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 SCORED = np.array([label.id for label in sorted(id2label.values(), key=lambda x: x.trainId) if not label.ignoreInEval])

@@ -13,19 +13,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from recyclelora.data.labels import CITYSCAPES
-from recyclelora.data.streets import DOMAINS, render
 from recyclelora.demo import METHODS
-from recyclelora.run import load
+from recyclelora.runs.predictor import load
+from recyclelora.streets import DOMAINS, render
 
 SEED = 2_000_050  # a test scene
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a demo")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the demo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "demo.png")
     options = parser.parse_args()
-    models = {method: load(options.demo / method) for method in METHODS}
+    models = {method: load(options.demo / "runs" / f"{method}--{options.seed}") for method in METHODS}
     with mpl.rc_context({"font.size": 9, "font.family": "sans-serif"}):
         figure = Figure(figsize=(12.8, 5.4), layout="constrained", dpi=100)
         axes = figure.subplots(4, len(DOMAINS))

@@ -30,10 +30,11 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
-from recyclelora.rrqr import certificate, directions, lapack, ways
-from recyclelora.run import versions, write_json
-from recyclelora.tuner import RecycleLoraConfig
-from recyclelora.tuner.model import draw_factors
+from recyclelora.adapter import RecycleLoraConfig
+from recyclelora.adapter.draw import draw_factors
+from recyclelora.adapter.rrqr import certificate, directions, lapack, ways
+from recyclelora.files import write_json
+from recyclelora.runs.run import versions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from matrices import KINDS, matrix
@@ -192,7 +193,7 @@ def largest_errors() -> dict[str, float]:
 
 def certify() -> dict[str, float]:
     """Largest certificate of the linear weights of the real DINOv2-S, and how many each way decided."""
-    from recyclelora.backbone import Backbone
+    from recyclelora.models.backbone import Backbone
 
     counts = {"gram": 0, "blocks": 0, "reference": 0}
     worst = 0.0

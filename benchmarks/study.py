@@ -12,17 +12,20 @@ about 3 that grows while the best lies at an end. Then `core` trains all variant
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recyclelora.analyze import analyze
-from recyclelora.compare import Variant, seen_labels, summarise, write_comparison
 from recyclelora.errors import UserError
-from recyclelora.grid import Cell, run_grid
+from recyclelora.evaluation.targets import seen_labels
+from recyclelora.files import read_json, write_json
 from recyclelora.recipe import Recipe, make_recipe
-from recyclelora.run import write_json
+from recyclelora.runs.run import Run
+from recyclelora.study.analyze import analyze
+from recyclelora.study.cell import Cell, CellResult, read_result
+from recyclelora.study.compare import Variant
+from recyclelora.study.grid import run_grid
+from recyclelora.study.summary import summarise, write_comparison
 
 RESULTS = Path(__file__).parent / "results" / "study"
 GRID = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -144,12 +147,12 @@ class Study:
                     owners.append((name, rate))
             results = run_grid(cells, self.out / "rates", self.jobs, False, self.records / "rates")
             for (name, rate), result in zip(owners, results, strict=True):
-                scores[name][rate] = result["targets"][0]["miou"] if "targets" in result else 0.0
+                scores[name][rate] = next((score.miou or 0.0 for score in result.targets), 0.0)  # 0 if it diverged
             wanted = {name: self._missing(scores[name]) for name in rows}
         for name in rows:
             self.rates[name] = max(scores[name], key=scores[name].__getitem__)
         file = self.records / "rates.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
+        known = read_json(file) if file.is_file() else {}
         for name in rows:
             tried = {f"{rate:g}": scores[name][rate] for rate in sorted(scores[name])}
             known[name] = {"chosen": self.rates[name], "miou": tried}
@@ -183,7 +186,7 @@ class Study:
             for name, row in table.items()
         ]
 
-    def run(self, part: str) -> list[dict[str, Any]]:
+    def run(self, part: str) -> list[CellResult]:
         """All trainings of a part."""
         cells = self.source.cells(self.variants(part), SEEDS[part])
         # Seed by seed, so that what is done so far can be compared.
@@ -195,22 +198,23 @@ class Study:
         file = RESULTS / f"{self.source.name}-analysis.json"
         cells = self.source.cells([v for v in self.variants("core") if v.name not in ("frozen", "rein")], [0])
         runs = [self.out / "runs" / cell.name for cell in cells]
-        missing = [run.name for run in runs if not (run / "head.safetensors").is_file()]
+        missing = [run.name for run, cell in zip(runs, cells, strict=True) if not Run(run, cell.recipe, {}).finished]
         if file.is_file() or missing:
             reason = f"{file.name} is there" if file.is_file() else f"no run {missing[0]}"
             print(f"{self.source.name}: not analysed: {reason}")
             return
-        result = analyze(runs, self.out.with_suffix(".analysis.html"), self.source.targets, 8, self.source.weights)
+        page = self.out.with_suffix(".analysis.html")
+        result = analyze(runs, page, self.source.targets, 8, self.source.weights, overwrite=True)
         found = {cell.variant: run for cell, run in zip(cells, result.values(), strict=True)}
         write_json(file, {name: {"means": run["means"], "cka": run["cka"]} for name, run in found.items()})
 
 
-def recorded(source: str) -> list[dict[str, Any]]:
+def recorded(source: str) -> list[CellResult]:
     """Results of a source's trainings that are there, in the order of the tables, without those that chose rates."""
     order = [*CORE, *ABLATIONS, *OPTIONS]
-    cells = [json.loads(file.read_text()) for file in (RESULTS / source).glob("*--*.json")]
-    known = [cell for cell in cells if cell["variant"] in order]
-    return sorted(known, key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
+    cells = [read_result(file) for file in (RESULTS / source).glob("*--*.json")]
+    known = [cell for cell in cells if cell.variant in order]
+    return sorted(known, key=lambda cell: (order.index(cell.variant), cell.seed))
 
 
 def main() -> None:
@@ -238,9 +242,9 @@ def main() -> None:
     for study in [study for study in studies if study.rates]:
         source = study.source
         study.look_into()
-        core = [cell for cell in recorded(source.name) if cell["variant"] in CORE]
-        summary = summarise(core, OURS, seen_labels(source.recipe(), source.targets))
-        write_comparison(options.out / f"{source.name}.html", f"Study: {source.name}", summary)
+        core = [cell for cell in recorded(source.name) if cell.variant in CORE]
+        found = summarise(core, OURS, seen_labels(source.recipe(), source.targets))
+        write_comparison(options.out / f"{source.name}.html", f"Study: {source.name}", found)
 
 
 if __name__ == "__main__":

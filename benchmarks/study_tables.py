@@ -8,15 +8,15 @@ left as it is.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import study
-from recyclelora.analyze import MEASURES
-from recyclelora.compare import UNSEEN, draw_comparison, summarise
+from recyclelora.files import read_json, write_text
+from recyclelora.study.analyze import MEASURES
+from recyclelora.study.summary import UNSEEN, Comparison, draw_comparison, summarise
 from study import ABLATIONS, CORE, OPTIONS, OURS, SEEN, recorded
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "study.md"
@@ -41,27 +41,26 @@ def tables(source: str, pictures: Path) -> dict[str, str]:
     """Markdown of what is there of a source, by the name of its place in the document; draws the plots as well."""
     cells = recorded(source)
     parts = {
-        part: [cell for cell in cells if cell["variant"] in names and cell["variant"] != OURS]
+        part: [cell for cell in cells if cell.variant in names and cell.variant != OURS]
         for part, names in (("core", CORE), ("ablations", ABLATIONS), ("options", OPTIONS))
     }
-    seeds = {cell["seed"] for cell in parts["ablations"]}
-    alone = [cell for cell in parts["core"] if cell["variant"] == "recyclelora-main" and cell["seed"] in seeds]
-    parts["ablations"] = [*({**cell, "variant": "sub rank 0"} for cell in alone), *parts["ablations"]]
+    seeds = {cell.seed for cell in parts["ablations"]}
+    alone = [cell for cell in parts["core"] if cell.variant == "recyclelora-main" and cell.seed in seeds]
+    parts["ablations"] = [*(replace(cell, variant="sub rank 0") for cell in alone), *parts["ablations"]]
     made = {}
     for part, others in parts.items():
-        seeds = {cell["seed"] for cell in others}
-        own = [cell for cell in cells if cell["variant"] == OURS and cell["seed"] in seeds]
+        seeds = {cell.seed for cell in others}
+        own = [cell for cell in cells if cell.variant == OURS and cell.seed in seeds]
         if own and others:
             chosen, baselines = [*own, *others], [OURS]
             if part == "core":
                 chosen.sort(key=cells.index)
                 baselines.append("frozen")
-            summaries = [summarise(chosen, each, [SEEN[source]]) for each in baselines]
-            hours = sum(cell["wall_seconds"] for cell in chosen) / 3600
-            made[part] = f"{_scores(summaries)}\n\n{len(chosen)} trainings, {hours:.1f} hours of their processes."
-            pictures.mkdir(parents=True, exist_ok=True)
-            for kind, drawing in zip(("", "-difference"), draw_comparison(summaries[0]), strict=True):
-                (pictures / f"{source}-{part}{kind}.svg").write_text(drawing)
+            found = [summarise(chosen, each, [SEEN[source]]) for each in baselines]
+            hours = sum(cell.wall_seconds or 0 for cell in chosen) / 3600
+            made[part] = f"{_scores(found)}\n\n{len(chosen)} trainings, {hours:.1f} hours of their processes."
+            for kind, drawing in zip(("", "-difference"), draw_comparison(found[0]), strict=True):
+                write_text(pictures / f"{source}-{part}{kind}.svg", drawing)
     return made | _rates(source) | _analysis(source)
 
 
@@ -71,8 +70,8 @@ def claims() -> str:
     for claim, (one, other) in CLAIMS.items():
         found = []
         for source in SEEN:
-            both = [cell for cell in recorded(source) if cell["variant"] in (one, other)]
-            row = summarise(both, other, [SEEN[source]])["variants"].get(one, {})
+            both = [cell for cell in recorded(source) if cell.variant in (one, other)]
+            row = summarise(both, other, [SEEN[source]]).variants.get(one, {})
             d = row.get("difference", {}).get(UNSEEN)
             found.append("" if not d else f"{_signed(d)} {_verdict(d)}")
         rows.append([claim, *found])
@@ -105,7 +104,7 @@ def write_tables(document: Path) -> list[str]:
         place_of = re.compile(f"<!-- {re.escape(place)} -->.*?<!-- end -->", re.DOTALL)
         text, count = place_of.subn(lambda _, content=content: content, text)
         filled += [place] * count
-    document.write_text(text, encoding="utf-8")
+    write_text(document, text)
     return filled
 
 
@@ -117,7 +116,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _analysis(source: str) -> dict[str, str]:
     file = study.RESULTS / f"{source}-analysis.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    found = read_json(file) if file.is_file() else {}
     columns = [
         (name if len(run["means"]) == 1 else f"{name}: {role}", run["means"][role], run["cka"])
         for name, run in found.items()
@@ -136,25 +135,25 @@ def _analysis(source: str) -> dict[str, str]:
 def _rates(source: str) -> dict[str, str]:
     file = study.RESULTS / source / "rates.json"
     rows = [["", "chosen", "mIoU on validation images of the source, by rate"]]
-    for variant, row in json.loads(file.read_text()).items() if file.is_file() else ():
+    for variant, row in read_json(file).items() if file.is_file() else ():
         tried = ", ".join(f"{rate}: {100 * miou:.1f}" for rate, miou in row["miou"].items())
         rows.append([variant, f"{row['chosen']:g}", tried])
     return {"rates": _table(rows)} if len(rows) > 1 else {}
 
 
-def _scores(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Scores, and differences of the last column's to each summary's baseline; what is the same for all is left out."""
-    columns = summaries[0]["columns"]
-    differences = [f"{columns[-1]}, minus {summary['baseline']}" for summary in summaries]
+def _scores(found: Sequence[Comparison]) -> str:
+    """Scores, and the differences to each baseline in the last column; what is the same for all is left out."""
+    columns = found[0].columns
+    differences = [f"{columns[-1]}, minus {each.baseline}" for each in found]
     rows = [["", *columns, *differences, "seeds", "trained", "s", "rate"]]
-    for name, row in summaries[0]["variants"].items():
+    for name, row in found[0].variants.items():
         cells = [name]
         for column in columns:
             score = row.get("scores", {}).get(column)
             deviation = f" ± {100 * score['std']:.1f}" if score and score["std"] is not None else ""
             cells.append(f"{100 * score['mean']:.1f}{deviation}" if score else "diverged")
-        for summary in summaries:
-            d = summary["variants"][name].get("difference", {}).get(columns[-1])
+        for each in found:
+            d = each.variants[name].get("difference", {}).get(columns[-1])
             cells.append(_signed(d) if d else "")
         cells += [str(len(row["seeds"])), f"{row['parameters']['adapters']:,}" if "parameters" in row else ""]
         cells += [f"{row['scale']:.3g}" if row["scale"] else "–", f"{row['lr']:g}"]

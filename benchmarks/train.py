@@ -40,9 +40,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each step after the warm-up, the last loss, and the peak memory of the whole, in GiB."""
     import torch
 
+    from recyclelora.adapter.optim import param_groups
     from recyclelora.recipe import read_recipe
-    from recyclelora.run import build
-    from recyclelora.training.optim import param_groups
+    from recyclelora.runs.build import build
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +117,8 @@ def main() -> None:
     if options.job:
         print(json.dumps(measure(json.loads(options.job))))
         return
-    from recyclelora.run import versions, write_json
+    from recyclelora.files import write_json
+    from recyclelora.runs.run import versions
 
     extra = dict(change.split("=", 1) for change in options.set)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}

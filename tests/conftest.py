@@ -5,16 +5,29 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only wait on each other
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import typing
+
+import threadpoolctl  # noqa: F401
 from jaxtyping import install_import_hook
 
-# Left out: the tuner and its factors, whose wrapped functions torch.compile does not trace, and the drawing of street
+import recyclelora
+
+# Left out: the adapter except its RRQR, as torch.compile does not trace wrapped functions, and the drawing of street
 # scenes, whose hundred thousands of small calls would take ten times as long.
 DATA = (
-    "benchmarks", "check", "dataset", "decode", "domain", "faults", "folders", "label_maps", "labels", "layouts",
-    "table", "transforms", "streets.scene",
+    "check", "dataset", "decoding", "domain", "files", "label_maps", "labels", "layouts", "opening", "table",
+    "transforms",
 )  # fmt: skip
-CHECKED = ["rrqr", "backbone", "heads", "segmenter", "sliding", "evaluation", "report", "results", "published"]
-CHECKED += [f"data.{name}" for name in DATA]
+MODELS = ("backbone", "heads", "segmenter", "sliding", "plan")
+CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "streets.scene"]
+CHECKED += [f"data.{name}" for name in DATA] + [f"models.{name}" for name in MODELS]
 install_import_hook([f"recyclelora.{name}" for name in CHECKED], "beartype.beartype")
 
-import recyclelora  # noqa: E402, F401  timm needs it to be imported first where torch is a CPU build
+# Without the other rooms the adapter needs no jaxtyping: its shapes are imported only for type checkers.
+import peft  # noqa: E402, F401
+import scipy.linalg  # noqa: E402, F401
+
+typing.TYPE_CHECKING = True
+import recyclelora.adapter  # noqa: E402, F401
+
+typing.TYPE_CHECKING = False

@@ -1,4 +1,4 @@
-"""A domain without files: labels are given, and every image carries in its red channel what a model shall predict."""
+"""A domain without files: labels are given, and the red channel of an image holds what a model should predict."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from recyclelora.data.domain import Domain
 
 
 class Memory:
-    """A source of images whose red channel is `red`, with `labels` in the ids of the source."""
+    """Images whose red channel is `red`, with `labels` in the ids of the data set."""
 
     def __init__(self, labels, red):
         self.labels = labels
@@ -29,12 +29,12 @@ class Memory:
 
 
 def in_memory(label, labelling, labels, red=None):
-    """A domain of these label maps; `red` holds what `read_red` predicts, the labels where it is left out."""
+    """A domain of these label maps; `red` holds what `read_red` predicts, by default the labels."""
     labels = [np.asarray(each, np.uint8) for each in labels]
     red = labels if red is None else [np.asarray(each, np.uint8) for each in red]
     return Domain(label, Memory(labels, red), labelling)
 
 
 def read_red(image):
-    """A model that sees its prediction written in the image."""
+    """A model that reads its prediction from the image."""
     return image[..., 0]

@@ -1,4 +1,4 @@
-"""Train ids of published data sets, computed from names through Cityscapes' own scripts, apart from our tables."""
+"""Train ids of published data sets, computed from names with Cityscapes' own scripts, not with our tables."""
 
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels

@@ -1,4 +1,4 @@
-"""Small labelled images in the true formats and folders, for the tests of what reads them."""
+"""Small labelled images in the true formats and folders, for tests that read them."""
 
 import json
 import struct
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recyclelora.data.benchmarks import SPLITS
 from recyclelora.data.label_maps import MAPILLARY_NAMES
+from recyclelora.data.opening import SPLITS
 from recyclelora.errors import UserError
 
 
@@ -46,7 +46,7 @@ def make_town(root):
     return root
 
 
-# Miniatures of the published data sets: `count` images a split (and domain) of `size` = (width, height) pixels.
+# Miniatures of the published data sets: `count` images per split (and domain) of `size` = (width, height) pixels.
 
 IDS = {
     "gtav": range(35),
@@ -78,7 +78,7 @@ def palette_image(indices):
 
 
 def write_png16(path, rgb):
-    """Write an RGB PNG of 16 bits a channel, byte for byte after the PNG specification."""
+    """Write an RGB PNG with 16 bits per channel, byte by byte from the PNG specification."""
     height, width, _ = rgb.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
@@ -124,7 +124,7 @@ def make_urbansyn(root, count=2, size=(64, 48)):
 
 
 def make_cityscapes(root, count=2, size=(64, 48)):
-    """Beside each label those files that are not read; the test split without its labels' ids, as published."""
+    """Each label has files beside it that are not read; the test split has no label ids, as published."""
     for split, city in (("train", "aachen"), ("val", "frankfurt"), ("test", "berlin")):
         for number in range(count):
             stem = f"{split}/{city}/{city}_{number:06d}_000019"

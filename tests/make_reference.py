@@ -1,7 +1,7 @@
 """Writes the project's own reference of the Mask2Former head, `mask2former.safetensors`.
 
 It was written with versions under which the head equals the published one's stored outputs to 1e-5; another version of
-transformers must then give the same. Run `python tests/make_reference.py` to write it anew after such a check.
+transformers must then give the same. Run `python tests/make_reference.py` to write it again after such a check.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import recyclelora  # noqa: F401  before transformers, where torch is a CPU build
-from recyclelora.heads import Mask2FormerHead
+from recyclelora.models.heads.mask2former import Mask2FormerHead
 
 FILE = Path(__file__).parent / "mask2former.safetensors"
 CHANNELS, CLASSES = 16, 5

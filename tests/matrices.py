@@ -7,7 +7,7 @@ KINDS = ["gauss", "outliers", "decaying", "trained"]
 
 
 def matrix(shape, seed=0, kind="gauss"):
-    """float32 (m, n): of equal columns, of columns of very different length, of four decades of singular values, or
+    """float32 (m, n) with equal columns, columns of very different length, four decades of singular values, or
     with the spectrum, the outlier columns and the nearly dead columns of a trained layer."""
     rng = np.random.default_rng(seed)
     m, n = shape

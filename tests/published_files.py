@@ -1,4 +1,4 @@
-"""Miniature checkpoints as RecycleLoRA and SoMA publish them, saved by classes of mmengine that are then gone."""
+"""Miniature checkpoints like those of RecycleLoRA and SoMA, saved with mmengine classes that are then removed."""
 
 import sys
 import types
@@ -6,8 +6,8 @@ import types
 import numpy as np
 import torch
 
-from recyclelora.backbone import Backbone
-from recyclelora.heads import Mask2FormerHead
+from recyclelora.models.backbone import Backbone
+from recyclelora.models.heads.mask2former import Mask2FormerHead
 
 WIDTH, DEPTH, CLASSES = 64, 3, 19
 ARGS = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 1, "patch_size": 16, "img_size": 64}
@@ -88,7 +88,7 @@ def base_weights(path, seed=0):
 
 
 def loaded_base(path):
-    """The base as the trainings have it: patch 16, positions of their size."""
+    """The base in the form that the trainings use: patch 16, positions of their size."""
     args = ARGS | {"img_size": 64}
     return Backbone(MODEL, str(path), norm=False, model_args=args, resample="published").model.state_dict()
 
@@ -137,7 +137,7 @@ def soma_state(base, seed=0, blocks=(1, 2)):
 
 
 def save(path, state, prefix="", **more):
-    """A file as mmengine writes it, with records of its own class."""
+    """A file like those of mmengine, with records of its own class."""
     history, config = "mmengine.logging.history_buffer", "mmengine.config.config"
     names = ["mmengine", "mmengine.logging", history, "mmengine.config", config]
     modules = {name: types.ModuleType(name) for name in names}

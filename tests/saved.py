@@ -1,10 +1,10 @@
-"""What a forward pass keeps for the backward pass."""
+"""The tensors that a forward pass keeps for the backward pass."""
 
 import torch
 
 
 def saved_bytes(model, run):
-    """Of all storages kept for the backward pass, each once, without parameters and buffers."""
+    """All storages kept for the backward pass, each once, without parameters and buffers."""
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 

@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ show works as it stands there."""
+"""The examples, commands and links in the README and docs/ work as written."""
 
 import re
 import shlex
@@ -33,7 +33,7 @@ def test_the_example_for_peft_users_runs_in_ten_lines(tmp_path, monkeypatch):
     assert (tmp_path / "plain-lora" / "adapter_config.json").is_file()
 
 
-def test_the_recipe_is_one():
+def test_the_recipe_is_valid():
     (recipe,) = blocks("yaml")
     assert make_recipe(yaml.safe_load(recipe)).steps == 1000
 

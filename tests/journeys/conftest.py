@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from miniatures import TINY, write_folder
-from recyclelora import cli
+from recyclelora.__main__ import main
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def command(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["recyclelora", *map(str, arguments)])
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as stop:
             code = stop.code or 0

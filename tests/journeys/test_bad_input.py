@@ -1,4 +1,4 @@
-"""What goes wrong is said in one line that names the fix; the exit code is not 0 and nothing is lost."""
+"""An error is reported in one line that names the fix; the exit code is not 0 and nothing is lost."""
 
 import json
 import shutil
@@ -44,9 +44,13 @@ def run(train, tmp_path):
         ("head=linaer", ["unknown head 'linaer'", "'linear'"]),
         ("backbone.model=vit_tini_patch16_224", ["timm has no model", "vit_tiny_patch16_224"]),
         ("backbone.weights=missing.safetensors", ["missing.safetensors"]),
-        ("adapter.r_main=60", ["blocks.0.attn.qkv", "60 + 2 exceeds min(out, in) = 48"]),
-        ("crop=33", ["crop 33 is no multiple of the patch 16", "32 or 48"]),
+        ("adapter.r_main=60", ["blocks.0.attn.qkv", "rank 62 (r_main 60 + r_sub 2) exceeds min(out, in) = 48"]),
+        ("crop=33", ["crop 33 is not a multiple of the patch 16", "32 or 48"]),
         ("sources=[folder=nowhere]", ["nowhere: no such folder"]),
+        ("sources=[]", ["sources: at least 1 is required", "found []"]),
+        ("method=recicle", ["unknown method 'recicle'"]),
+        ("evaluation.stride=33", ["stride 33 leaves gaps between windows of 32", "1 to 32"]),
+        ("evaluation.window=40", ["window 40 is not a multiple of the backbone's patch 16", "32 or 48"]),
         ("sources=[foldr=x]", ["unknown data set 'foldr'", "folder"]),
         ("sources=[streets:fogg]", ["unknown domain 'fogg'", "fog"]),
     ],
@@ -61,6 +65,8 @@ def test_missing_recipe(command, recipe, tmp_path):
         command("train", "--recipe", tmp_path / "recipy.yaml", "--out", tmp_path / "run"),
         "no such recipe",
         "recipe.yaml",
+        "shipped, by name: ",
+        "g2cbm",
     )
 
 
@@ -107,7 +113,7 @@ def test_nothing_is_overwritten_unless_asked(train, command, run, town, tmp_path
     refused(command("predict", run, town / "images", "--out", run), "not empty", "--overwrite")
 
 
-def test_what_no_training_wrote_is_left_alone(train, run, tmp_path):
+def test_files_that_no_training_wrote_are_kept(train, run, tmp_path):
     refused(train("--resume", "--overwrite"), "give one of them")
     assert (run / "checkpoints" / "last.safetensors").is_file()
     (run / "checkpoints" / "mine.ckpt").write_text("mine")
@@ -115,7 +121,7 @@ def test_what_no_training_wrote_is_left_alone(train, run, tmp_path):
     assert (run / "checkpoints" / "mine.ckpt").read_text() == "mine"
     (tmp_path / "project" / "checkpoints").mkdir(parents=True)
     (tmp_path / "project" / "checkpoints" / "last.safetensors").write_text("mine")
-    refused(train("--overwrite", out="project"), "no run")
+    refused(train("--overwrite", out="project"), "project: not a run")
     assert (tmp_path / "project" / "checkpoints" / "last.safetensors").read_text() == "mine"
 
 
@@ -136,8 +142,8 @@ def test_a_run_is_resumed_with_its_own_recipe_only(train, run):
     refused(train("--resume", "--set", "steps=9"), "differs", "steps", "6 there, 9 here")
 
 
-def test_a_folder_that_is_no_run(command, town, tmp_path):
-    refused(command("predict", town, town / "images", "--out", tmp_path / "p"), "no run", "recipe.yaml is missing")
+def test_a_folder_that_is_not_a_run_is_refused(command, town, tmp_path):
+    refused(command("predict", town, town / "images", "--out", tmp_path / "p"), "not a run", "recipe.yaml is missing")
     refused(command("predict", tmp_path / "none", town / "images", "--out", tmp_path / "p"), "no such run folder")
 
 
@@ -166,7 +172,7 @@ def test_targets_that_do_not_fit(command, run, town, tmp_path):
     assert not out.exists()
 
 
-def test_images_that_are_none(command, run, town, tmp_path):
+def test_files_that_are_not_images(command, run, town, tmp_path):
     refused(command("predict", run, tmp_path / "no.jpg", "--out", tmp_path / "p"), "no.jpg: no such image")
     (tmp_path / "empty").mkdir()
     refused(command("predict", run, tmp_path / "empty", "--out", tmp_path / "p"), "no images in this folder")
@@ -182,4 +188,4 @@ def test_debug_shows_the_traceback(command, run, tmp_path):
 
 def test_a_damaged_head_is_named(command, run, town, tmp_path):
     (run / "head.safetensors").write_bytes(b"damaged")
-    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "head.safetensors", "restore it")
+    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "head.safetensors", "restore the file")

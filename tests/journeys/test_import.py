@@ -27,12 +27,20 @@ def test_import_evaluate_predict(command, tmp_path):
     code, out, err = command("evaluate", run, "--target", target, *settings, "--out", scores)
     assert (code, err) == (0, "")
     result = json.loads(scores.read_text())
-    assert (result["method"], result["step"]) == ("recyclelora (imported)", 40000)
-    assert "from the file published.pth" in scores.with_suffix(".html").read_text()
+    assert (result["method"], result["step"]) == ("recyclelora", 40000)
+    assert (result["recipe"]["method"], result["recipe"]["sources"]) == ("recyclelora", [])
+    page = scores.with_suffix(".html").read_text()
+    assert "recyclelora from the file published.pth" in page
+    assert "residual weights" in page
     write(tmp_path / "new" / "a.png", shot(3, (64, 48)))
     code, _, err = command("predict", run, tmp_path / "new", "--out", tmp_path / "pictures")
     assert (code, err) == (0, "")
     assert (tmp_path / "pictures" / "a_labels.png").is_file()
+
+    code, _, err = command("train", "--recipe", run / "recipe.yaml", "--out", tmp_path / "trained")
+    assert code == 1
+    assert "sources: at least 1 is required" in err
+    assert not (tmp_path / "trained").exists()
 
     code, _, err = command("evaluate", run, "--out", tmp_path / "none.json")
     assert code == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,21 @@ from safetensors.torch import load_file
 import recyclelora
 from miniatures import write_folder
 from recyclelora.recipe import read_recipe
-from recyclelora.training import fit
+from recyclelora.runs.predict import predict
+from recyclelora.study.compare import Variant
 from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+from recyclelora.training.recorder import Recorder
+from recyclelora.training.train import train
 
 
 def weights(run):
     adapter = run / "adapter" / "adapter_model.safetensors"
     return {**load_file(run / "head.safetensors"), **(load_file(adapter) if adapter.exists() else {})}
+
+
+def started(*arguments):
+    """The command line for a process of its own."""
+    return [sys.executable, "-m", "recyclelora", *map(str, arguments)]
 
 
 def assert_same_weights(a, b):
@@ -70,7 +79,7 @@ def test_train_evaluate_predict_load(command, recipe, town, tmp_path):
         "predict", run, other / "images", town / "images" / "00.jpg", "--out", tmp_path / "pictures"
     )
     assert code == 1  # 00 is the name of an image in both places
-    assert "predict them apart" in err
+    assert "predict them in separate calls" in err
     code, out, err = command("predict", run, other / "images", "--out", tmp_path / "pictures")
     assert (code, err) == (0, "")
     labels = np.asarray(Image.open(tmp_path / "pictures" / "00_labels.png"))
@@ -83,35 +92,63 @@ def test_train_evaluate_predict_load(command, recipe, town, tmp_path):
     with pytest.raises(ValueError, match="expected a uint8 RGB image"):
         model.predict(image.astype(np.float32))
 
+    given = tmp_path / "given"
+    (given / "north").mkdir(parents=True)
+    (given / "linked").symlink_to(other / "images")
+    shutil.copy(town / "images" / "00.jpg", given / "north" / "00.jpg")
+    (given / "north" / "._00.jpg").write_bytes(b"resource fork")
+    code, out, err = command("predict", run, given, "--out", tmp_path / "more")
+    assert (code, err) == (0, "")
+    assert "written: 10 pictures" in out
+    written = {path.relative_to(tmp_path / "more").as_posix() for path in (tmp_path / "more").rglob("*.png")}
+    names = ["north/00", *(f"linked/{number:02d}" for number in range(4))]
+    assert written == {f"{name}_{kind}.png" for name in names for kind in ("labels", "overlay")}
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "more" / "linked" / "00_labels.png")), labels)
 
-def test_the_verbs_are_functions(recipe, town, tmp_path):
-    from recyclelora import cli
 
-    run = cli.train(recipe, tmp_path / "run", change=["steps=2"])
+def test_the_verbs_are_functions_that_return_objects_and_print_nothing(recipe, town, tmp_path, capfd):
+    run = recyclelora.train(recyclelora.read_recipe(recipe, {"steps": "2"}), tmp_path / "run")
     assert run.recipe.steps == 2
-    result = cli.evaluate(run.path, [f"folder={town}"], tmp_path / "scores.json", limit=1)
-    assert result["targets"][0]["images"] == 1
-    assert len(cli.predict(run.path, [town / "images"], tmp_path / "pictures")) == 8
+    assert run.finished
+    target = f"folder={town}"
+    result = recyclelora.evaluate(run.path, [target], tmp_path / "scores.json", limit=1)
+    assert result.scores[0].images == 1
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(result.to_json()))
+    unwritten = recyclelora.evaluate(run.path, [target], limit=1)
+    assert unwritten.to_json() == result.to_json()
+    pictures = predict(run.path, [town / "images"], tmp_path / "pictures")
+    assert sorted(pictures) == sorted((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 8
+    analysis = recyclelora.analyze([run.path], tmp_path / "analysis.html", [target], images=1)
+    assert list(analysis) == ["run"]
+    assert json.loads((tmp_path / "analysis.json").read_text()) == analysis
+    found = recyclelora.compare(
+        run.recipe, ["frozen", Variant("mine", {"adapter.r_sub": 0})], [0], tmp_path / "all", [target], limit=1, jobs=0
+    )
+    assert list(found.scored) == ["frozen", "mine"]
+    assert found.variants["mine"]["difference"]
+    assert json.loads((tmp_path / "all/results.json").read_text()) == json.loads(json.dumps(found.to_json()))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("method", ["recyclelora", "frozen"])
 @pytest.mark.parametrize("stop_at", [3, 4])
 def test_a_stopped_and_resumed_training_ends_bitwise_the_same(recipe, tmp_path, monkeypatch, method, stop_at):
     settings = read_recipe(recipe, {"method": method, "workers": "1"})
-    fit.train(settings, tmp_path / "whole")
-    untouched = fit.Recorder.on_train_batch_end
+    train(settings, tmp_path / "whole")
+    untouched = Recorder.on_train_batch_end
 
     def power_cut(self, trainer, *args):
         untouched(self, trainer, *args)
         if trainer.global_step == stop_at:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(fit.Recorder, "on_train_batch_end", power_cut)
+    monkeypatch.setattr(Recorder, "on_train_batch_end", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        fit.train(settings, tmp_path / "stopped")
+        train(settings, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "head.safetensors").exists()
-    monkeypatch.setattr(fit.Recorder, "on_train_batch_end", untouched)
-    fit.train(settings, tmp_path / "stopped", resume=True)
+    monkeypatch.setattr(Recorder, "on_train_batch_end", untouched)
+    train(settings, tmp_path / "stopped", resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
     lines = [
         [json.loads(s) for s in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in ("whole", "stopped")
@@ -121,18 +158,7 @@ def test_a_stopped_and_resumed_training_ends_bitwise_the_same(recipe, tmp_path, 
 
 def test_a_killed_process_leaves_a_run_that_resumes(recipe, tmp_path):
     changes = ["--set", "steps=60", "--set", "checkpoint_every=2"]
-    train = [
-        sys.executable,
-        "-m",
-        "recyclelora",
-        "train",
-        "--recipe",
-        str(recipe),
-        "--out",
-        str(tmp_path / "run"),
-        *changes,
-    ]
-    process = subprocess.Popen(train)
+    process = subprocess.Popen([*started("train", "--recipe", recipe, "--out", tmp_path / "run"), *changes])
     checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -140,15 +166,14 @@ def test_a_killed_process_leaves_a_run_that_resumes(recipe, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
     settings = read_recipe(recipe, {"steps": "60", "checkpoint_every": "2"})
-    fit.train(settings, tmp_path / "run", resume=True)
-    fit.train(settings, tmp_path / "whole")
+    train(settings, tmp_path / "run", resume=True)
+    train(settings, tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
-    train = [sys.executable, "-m", "recyclelora", "train", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [*train, "--set", "steps=5000"],
+        started("train", "--recipe", recipe, "--out", tmp_path / "run", "--set", "steps=5000"),
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
@@ -163,7 +188,7 @@ def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "stopped; a training goes on with --resume, all else with the same command"
+    assert err.strip().splitlines()[-1] == "stopped; continue a training with --resume, all else with the same command"
 
 
 def test_resuming_a_finished_run_does_nothing(command, recipe, tmp_path):
@@ -175,7 +200,7 @@ def test_resuming_a_finished_run_does_nothing(command, recipe, tmp_path):
 
 
 def test_a_checkpoint_holds_what_is_trained_and_not_the_base(recipe, tmp_path):
-    run = fit.train(read_recipe(recipe), tmp_path / "run")
+    run = train(read_recipe(recipe), tmp_path / "run")
     names = list(SafetensorsCheckpointIO().load_checkpoint(run.checkpoint)["state_dict"])
     assert names
     assert all(".recycle_" in name or name.startswith("segmenter.head.") for name in names)
@@ -186,9 +211,10 @@ def test_a_checkpoint_holds_what_is_trained_and_not_the_base(recipe, tmp_path):
 def test_the_adapter_of_a_run_is_a_peft_adapter(recipe, tmp_path):
     from peft import PeftModel
 
-    from recyclelora.run import build, open_run
+    from recyclelora.runs.build import build
+    from recyclelora.runs.run import open_run
 
-    run = fit.train(read_recipe(recipe), tmp_path / "run")
+    run = train(read_recipe(recipe), tmp_path / "run")
     bare = build(read_recipe(recipe, {"method": "frozen"}), 2).backbone
     x = torch.randn(1, 3, 32, 32)
     merged = recyclelora.load(run.path).segmenter.backbone

@@ -6,10 +6,10 @@ import pytest
 
 from labelled_files import MAKERS
 from miniatures import SMALL_HEAD, TINY
-from recyclelora.data.benchmarks import parse_spec
+from recyclelora.data.opening import parse_spec
 from recyclelora.recipe import read_recipe
-from recyclelora.run import open_run
-from recyclelora.training.fit import train
+from recyclelora.runs.run import open_run
+from recyclelora.training.train import train
 
 GTAV, CITYSCAPES = ("gtav", 12403), ("cityscapes", None)
 PUBLISHED = {  # sources and images of each, r_sub, targets, crop, padding
@@ -30,7 +30,7 @@ def recipes(request):
 
 
 def miniature(recipe):
-    """The recipe with a tiny backbone, a crop of 64 pixels and two images a source."""
+    """The recipe with a tiny backbone, a crop of 64 pixels and two images per source."""
     values = recipe.model_dump(mode="json")
     for source in values["sources"]:
         source["images"] = source["images"] and 2

@@ -48,6 +48,7 @@ def test_from_one_command_to_a_table_and_a_page(compare, tmp_path):
         (["--methods", "frozen", "--set", "lora:steps=2"], ["one of the methods frozen"]),
         (["--methods", "frozen", "--target", "folder=nowhere"], ["nowhere"]),
         (["--methods", "frozen", "--target", "streets:fog"], ["streets:fog", "19 classes", "2 classes"]),
+        (["--methods", "frozen", "--set", "sources=[]"], ["sources is the same for all"]),
         (["--methods", "frozen", "--set", "seed=3"], ["seed is the same for all"]),
         (["--methods", "frozen", "--target", "unseen:streets:fog"], ["target unseen", "another label"]),
     ],
@@ -61,7 +62,15 @@ def test_wrong_input_is_one_line_before_anything_is_trained(compare, tmp_path, a
     assert not (tmp_path / "all").exists()
 
 
-def test_what_is_in_the_way_or_has_changed_is_told(compare, recipe, town, tmp_path):
+def test_a_recipe_without_sources_is_not_compared(command, recipe, town, tmp_path):
+    recipe.write_text(recipe.read_text().replace(f"sources:\n- town:folder={town}\n", ""))
+    target = ("--target", f"folder={town}", "--methods", "frozen", "--jobs", 0)
+    code, _, err = command("compare", "--recipe", recipe, "--out", tmp_path / "all", *target)
+    assert (code, "sources: at least 1 is required" in err) == (1, True), err
+    assert not (tmp_path / "all").exists()
+
+
+def test_what_is_in_the_way_or_has_changed_is_reported(compare, recipe, town, tmp_path):
     (tmp_path / "all").mkdir()
     (tmp_path / "all/report.html").write_text("mine")
     code, _, err = compare("--methods", "frozen")
@@ -79,7 +88,7 @@ def test_what_is_in_the_way_or_has_changed_is_told(compare, recipe, town, tmp_pa
     assert (code, "images of t" in err, "what is there now" in err, "frozen--0.json" in err) == (1, True, True, True)
 
 
-def test_weights_and_images_are_those_set_for_all_methods_and_may_move_but_not_change(compare, tmp_path):
+def test_weights_and_images_may_move_but_not_change(compare, tmp_path):
     weights = tmp_path / "base.safetensors"
     save_file(timm.create_model(TINY["model"], num_classes=0, **TINY["model_args"]).state_dict(), weights)
 

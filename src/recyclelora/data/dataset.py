@@ -17,7 +17,7 @@ from recyclelora.errors import UserError
 
 
 class TrainingSample(TypedDict):
-    """An RGB crop and its train ids, the (h, w) of its part that is not padding after normalisation, and its number."""
+    """An RGB crop, its train ids, the (h, w) of its part without `"normalised"` padding, and its number."""
 
     image: UInt8[Tensor, "3 h w"]
     labels: Int64[Tensor, "h w"]
@@ -26,13 +26,13 @@ class TrainingSample(TypedDict):
 
 
 class TrainingDataset(Dataset[TrainingSample]):
-    """Augmented crops of the images of several domains, which follow one another.
+    """Augmented crops of the images of several domains, one domain after another.
 
-    The key of a sample is `(number, index)`: its running number in the whole training, which with `seed` seeds its
-    augmentation, and the index of its image. The same key gives the same bytes in any process.
+    The key of a sample is `(number, index)`: its number in the whole training, and the index of its image. `seed` and
+    the number seed the augmentation, so the same key gives the same bytes in any process.
 
     Raises:
-        UserError: where there is no domain, or the domains are not trained in one label space.
+        UserError: there is no domain, or the domains have different train classes.
     """
 
     def __init__(self, domains: Sequence[Domain], augment: Augment, seed: int = 0) -> None:
@@ -42,8 +42,8 @@ class TrainingDataset(Dataset[TrainingSample]):
         for other in domains[1:]:
             if other.train_space.names != first.train_space.names:
                 raise UserError(
-                    f"{other.label}: trained in {_names(other)}, but {first.label} in {_names(first)}; "
-                    "train together only domains with the same classes"
+                    f"{other.label}: trained with {_names(other)}, but {first.label} with {_names(first)}; "
+                    "only domains with the same classes can be trained together"
                 )
         self.domains, self.augment, self.seed = list(domains), augment, seed
         self.ends = np.cumsum([len(domain) for domain in domains])

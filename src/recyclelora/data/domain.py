@@ -1,4 +1,4 @@
-"""A domain: labelled images under one name, read in the label space that is trained or in the one that is scored."""
+"""A domain: labelled images under one name, with labels in the trained or in the scored label space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recyclelora.data.labels import Labelling, LabelSpace
 
 @runtime_checkable
 class Source(Protocol):
-    """Where images and labels come from: files or a renderer. Labels hold the ids of the source."""
+    """Reads images and labels from files or from a renderer. Labels hold the ids as stored or rendered."""
 
     def __len__(self) -> int: ...
 
@@ -29,9 +29,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Domain:
-    """Labelled images from one source. Labels are converted when they are read; files are never rewritten.
+    """Labelled images of one data set. Labels are converted when they are read; files are never rewritten.
 
-    `dataset` is the row of `BENCHMARKS` they come from, by which a protocol of evaluation knows their size.
+    `dataset` is its row in `BENCHMARKS`, from which an evaluation protocol knows the size of the images.
     """
 
     label: str
@@ -71,12 +71,12 @@ class Domain:
         return image, _converted(labels, self.labelling.to_train)
 
     def read_scored(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-        """One RGB image and its labels in the scored space."""
+        """One RGB image and its labels in the scored label space."""
         image, labels = self.source.read(index)
         return image, _converted(labels, self.labelling.to_score)
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes with the data: of file names and sizes, or of the renderer and its seeds."""
+        """SHA-256 that changes with the data: of file names and sizes, or of the renderer's version and the seeds."""
         return self.source.fingerprint()
 
 

@@ -1,6 +1,6 @@
-"""Label ids of published data sets, and the formats of their label files. Conversions are of the published DGSS work.
+"""Label ids of published data sets, and the formats of their label files.
 
-Every table leads to the 19 Cityscapes classes; ids that no class is given for are ignored.
+Every table maps to the 19 Cityscapes classes as in published work on domain generalisation; all other ids are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from recyclelora.data.decode import png_chunks, read_image, read_labels
+from recyclelora.data.decoding import png_chunks, read_image, read_labels
 from recyclelora.data.labels import CITYSCAPES, IGNORE, Labelling, unchanged
 from recyclelora.errors import UserError
 
@@ -24,13 +24,13 @@ CITYSCAPES_IDS: Mapping[str, int] = {
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
     "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
 }  # fmt: skip
-"""Label ids of Cityscapes (`cityscapesscripts.helpers.labels`), which ACDC and GTAV use as well."""
+"""Label ids of Cityscapes (`cityscapesscripts.helpers.labels`), which ACDC and GTAV also use."""
 
 SYNTHIA_IDS: Mapping[str, int] = {
     "road": 3, "sidewalk": 4, "building": 2, "wall": 21, "fence": 5, "pole": 7, "traffic light": 15, "traffic sign": 9,
     "vegetation": 6, "sky": 1, "person": 10, "rider": 17, "car": 8, "bus": 19, "motorcycle": 12, "bicycle": 11,
 }  # fmt: skip
-"""The 16 classes of SYNTHIA-RAND-CITYSCAPES (its README; Ros et al., CVPR 2016) that the 19 share.
+"""The 16 classes that SYNTHIA-RAND-CITYSCAPES (its README; Ros et al., CVPR 2016) shares with the 19.
 
 Its other ids: 0 void, 13 parking slot, 14 road work, 22 lane marking; 16 terrain, 18 truck and 20 train never occur.
 """
@@ -54,7 +54,7 @@ MAPILLARY_NAMES = (
     "object--vehicle--other-vehicle", "object--vehicle--trailer", "object--vehicle--truck",
     "object--vehicle--wheeled-slow", "void--car-mount", "void--ego-vehicle", "void--unlabeled",
 )  # fmt: skip
-"""The classes of Mapillary Vistas v1.2 in the order of their ids, as its `config_v1.2.json` lists them."""
+"""The classes of Mapillary Vistas v1.2 in the order of their ids, from its `config_v1.2.json`."""
 
 MAPILLARY_CLASSES: Mapping[str, tuple[str, ...]] = {
     "road": (
@@ -90,7 +90,7 @@ MAPILLARY_CLASSES: Mapping[str, tuple[str, ...]] = {
 
 
 def as_cityscapes(classes: Mapping[int, str], ids: Iterable[int]) -> Labelling:
-    """The labelling of files that hold `ids`, of which `classes` are classes of the 19 and the others ignored."""
+    """The labelling of files that hold `ids`: `classes` names the class of an id; ids without one are ignored."""
     table = np.full(256, IGNORE, np.int64)
     for identity, name in classes.items():
         table[identity] = CITYSCAPES.id(name)
@@ -103,7 +103,7 @@ def _of_names(ids: Mapping[str, int], count: int) -> Labelling:
 
 CITYSCAPES_LABELLING = _of_names(CITYSCAPES_IDS, 34)
 GTAV_LABELLING = _of_names(CITYSCAPES_IDS, 35)
-"""As Cityscapes, whose licence plate (-1) is 34 here (`label/initLabels.m` of Playing for Data, ECCV 2016)."""
+"""As Cityscapes, but the licence plate is 34, not -1 (`label/initLabels.m` of Playing for Data, ECCV 2016)."""
 SYNTHIA_LABELLING = _of_names(SYNTHIA_IDS, 23)
 URBANSYN_LABELLING = dataclasses.replace(unchanged(CITYSCAPES), ids=frozenset(range(20)))
 """Train ids; 19 is unlabelled (README of UrbanSyn, Gomez et al., 2023)."""
@@ -120,10 +120,10 @@ MAPILLARY_LABELLING = mapillary(MAPILLARY_NAMES)
 
 
 def mapillary_labelling(root: Path) -> Labelling:
-    """The labelling of the Mapillary Vistas in a folder, with the ids of its `config_v1.2.json` or `config.json`.
+    """The labelling of a folder of Mapillary Vistas, with the ids from its `config_v1.2.json` or `config.json`.
 
     Raises:
-        UserError: where that file lists other classes than those of v1.2, or cannot be read.
+        UserError: that file lists other classes than those of v1.2, or cannot be read.
     """
     files = [file for file in (root / "config_v1.2.json", root / "config.json") if file.is_file()]
     if not files:
@@ -132,11 +132,11 @@ def mapillary_labelling(root: Path) -> Labelling:
         names = [label["name"] for label in json.loads(files[0].read_text(encoding="utf-8"))["labels"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{files[0]}: expected a list of `labels` with a `name` each, as Mapillary Vistas has ({error!r}); "
+            f"{files[0]}: expected a list `labels` with a `name` in each entry, as in Mapillary Vistas ({error!r}); "
             "unpack the file again"
         ) from error
     if sorted(names) != sorted(MAPILLARY_NAMES):
-        strange = next((name for name in names if name not in MAPILLARY_NAMES), "fewer or doubled ones")
+        strange = next((name for name in names if name not in MAPILLARY_NAMES), "missing or repeated ones")
         raise UserError(
             f"{files[0]}: lists {len(names)} classes, among them {strange}, expected the {len(MAPILLARY_NAMES)} of "
             f"Mapillary Vistas v1.2{' (this is v2.0)' * (len(names) > 100)}; give a folder with v1.2"
@@ -160,16 +160,16 @@ def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
 
 
 def read_first_channel(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The ids in the red channel of an RGB PNG with 16 bits a channel, as SYNTHIA stores classes.
+    """The ids in the red channel of an RGB PNG with 16 bits per channel, where SYNTHIA stores the classes.
 
     Raises:
-        UserError: on a file that is missing, damaged, truncated, of another kind, or with ids above 255.
+        UserError: the file is missing, damaged, truncated or of another kind, or has ids above 255.
     """
     # Pillow reduces 16-bit colours to 8 bits, which loses the ids. OpenCV returns the channels as blue, green, red.
     array = cv2.imdecode(np.frombuffer(_checked_png(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
-        found = "nothing readable" if array is None else f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{path}: label of {found}, expected an RGB PNG of 16 bits a channel; unpack the file again")
+        found = "unreadable" if array is None else f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"{path}: label is {found}, expected an RGB PNG, 16 bits per channel; unpack the file again")
     ids = array[..., 2]
     if ids.max() > IGNORE:
         raise UserError(f"{path}: label id {ids.max()}, expected at most {IGNORE}; unpack the file again")
@@ -177,7 +177,7 @@ def read_first_channel(path: Path) -> UInt8[np.ndarray, "h w"]:
 
 
 def _checked_png(path: Path) -> bytes:
-    """The bytes of a PNG whose checksums are right and whose end is there: OpenCV decodes damaged ones in part."""
+    """The bytes of a PNG whose checksums and end are right; OpenCV would decode a part of a damaged file."""
     try:
         content = path.read_bytes()
         deque(png_chunks(content), maxlen=0)

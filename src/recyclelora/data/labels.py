@@ -26,7 +26,7 @@ class LabelSpace:
     """An ordered list of classes; a class's id is its position.
 
     Raises:
-        ValueError: on doubled or no names, more than 255 classes, or a number of colours other than of names.
+        ValueError: a name is repeated, there are no or more than 255 names, or another number of colours.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class LabelSpace:
         return self.names.index(name)
 
     def colourise(self, labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB picture of a map of ids; ids outside the space are black."""
+        """RGB picture of a map of ids; ids that are not in the space are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self)] = self.colours
         return np.take(table, labels, axis=0)
@@ -76,7 +76,7 @@ CAMVID_TO_CITYSCAPES: Mapping[str, str] = {
     "sky": "sky", "building": "building", "pole": "pole", "road": "road", "pavement": "sidewalk", "tree": "vegetation",
     "sign": "traffic sign", "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "rider",
 }  # fmt: skip
-"""What a CamVid label is called when a model of the 19 classes trains on it."""
+"""Which of the 19 classes a CamVid class is trained as."""
 
 CITYSCAPES_TO_CAMVID: Mapping[str, str] = {
     "road": "road", "sidewalk": "pavement", "building": "building", "wall": "fence", "fence": "fence", "pole": "pole",
@@ -88,7 +88,7 @@ CITYSCAPES_TO_CAMVID: Mapping[str, str] = {
 
 
 def lookup(names: Mapping[str, str], source: LabelSpace, target: LabelSpace) -> Int64[np.ndarray, "ids=256"]:
-    """Table from ids of `source` to ids of `target` after a map of names; every other id goes to `IGNORE`."""
+    """Table from ids of `source` to ids of `target`, given a map of names; every other id maps to `IGNORE`."""
     table = np.full(256, IGNORE, np.int64)
     for old, new in names.items():
         table[source.id(old)] = target.id(new)
@@ -99,8 +99,8 @@ def lookup(names: Mapping[str, str], source: LabelSpace, target: LabelSpace) -> 
 class Labelling:
     """How the ids in a data set's label files are trained on, and how they are scored.
 
-    `ids` are the ids its files may hold besides `IGNORE`, which every data set may hold. `to_train` and `to_score` lead
-    from them to the train ids and to the scored ids; `predictions` leads from predicted train ids to the scored ids.
+    `ids` are the ids that its files may hold; `IGNORE` is always allowed. `to_train` and `to_score` map these ids to
+    train ids and to scored ids; `predictions` maps predicted train ids to scored ids.
     """
 
     ids: frozenset[int]
@@ -112,13 +112,13 @@ class Labelling:
 
 
 def unchanged(space: LabelSpace) -> Labelling:
-    """The labelling of files that hold the ids of `space`, which is trained on and scored as it is."""
+    """The labelling of files that hold the ids of `space`, which are trained on and scored unchanged."""
     table = lookup({name: name for name in space.names}, space, space)
     return Labelling(frozenset(range(len(space))), space, table, space, table, table)
 
 
 CAMVID_LABELLING = Labelling(
-    ids=frozenset(range(12)),  # 11 is CamVid's own id of unlabelled pixels
+    ids=frozenset(range(12)),  # 11 is CamVid's own id for unlabelled pixels
     train_space=CITYSCAPES,
     to_train=lookup(CAMVID_TO_CITYSCAPES, CAMVID, CITYSCAPES),
     score_space=CAMVID,
@@ -130,17 +130,17 @@ _CLASS_LINE = re.compile(r"(?P<name>.+?)(?:\s+(?:(?P<rgb>\d+\s+\d+\s+\d+)|(?P<he
 
 
 def read_classes(path: Path) -> LabelSpace:
-    """The label space of a list of classes: one name a line, optionally followed by `R G B` (0 to 255) or `#rrggbb`.
+    """The label space in a list of classes: one name per line, optionally followed by `R G B` (0 to 255) or `#rrggbb`.
 
     Empty lines are skipped; the order of the names gives the ids. Classes without a colour get distinct ones.
 
     Raises:
-        UserError: on a file that is not UTF-8, a colour that is none, a doubled name, fewer than 2 or too many classes.
+        UserError: the file is not UTF-8, a colour is not valid, a name is repeated, or there are not 2 to 255 names.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text in UTF-8 ({error.reason}); save the list of classes as UTF-8") from error
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the list of classes as UTF-8") from error
     colours: dict[str, tuple[int, int, int] | None] = {}
     for number, line in enumerate(lines, 1):
         if not (match := _CLASS_LINE.fullmatch(line.strip())):
@@ -152,14 +152,14 @@ def read_classes(path: Path) -> LabelSpace:
     if not 2 <= len(colours) <= IGNORE:
         raise UserError(
             f"{path}: lists {len(colours)} classes, expected 2 to {IGNORE}; "
-            "one name a line, and where only one class matters the first line is the background"
+            "write one name per line; if only one class matters, name the background in the first line"
         )
     fresh = distinct_colours({colour for colour in colours.values() if colour})
     return LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
 
 
 def _colour(rgb: str | None, hexadecimal: str | None, where: str) -> tuple[int, int, int] | None:
-    """The colour written in a line of a list of classes, if one is."""
+    """The colour on a line of a list of classes, if there is one."""
     if not rgb and not hexadecimal:
         return None
     if hexadecimal:
@@ -173,7 +173,7 @@ def _colour(rgb: str | None, hexadecimal: str | None, where: str) -> tuple[int, 
 
 
 def distinct_colours(taken: Collection[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Colours that differ from each other and from those taken: hues a golden section of the circle apart."""
+    """Colours that differ from each other and from those taken; their hues are a golden section of the circle apart."""
     seen = set(taken)
     for number in itertools.count():
         value = (1.0, 0.8, 0.6)[number % 3]

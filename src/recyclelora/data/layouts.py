@@ -1,4 +1,4 @@
-"""Where data sets keep their files, and what to do where a folder is arranged in another way."""
+"""Where data sets keep their files, and how to fix a folder that is arranged differently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PLACES = 300
-"""Most folders that are looked at for an explanation of a wrong layout."""
+"""At most this many folders are searched to explain a wrong layout."""
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".rar", ".7z")
 
@@ -17,9 +17,9 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".rar", ".7z")
 class Layout:
     """Where a data set keeps its images and labels below its root.
 
-    In the two folders `{split}` stands for the split, in the words of `splits` where they differ, and `{domain}` for
-    the domain. An image and its label have the same path below the folders but for the suffix and for the patterns of
-    their names, in which `*` stands for what they share.
+    In the folders `images` and `labels`, `{split}` stands for the split, renamed by `splits`, and `{domain}` for the
+    domain. An image and its label have the same path below these folders, except for the suffix and for what the
+    patterns `image` and `label` add to their names; `*` stands for the part of the name that they share.
     """
 
     images: str
@@ -34,21 +34,21 @@ class Layout:
         return root / self.images.format(**words), root / self.labels.format(**words)
 
     def is_at(self, root: Path, split: str, domain: str = "") -> bool:
-        """Whether both folders are there."""
+        """Whether both folders exist."""
         return all(folder.is_dir() for folder in self.folders(root, split, domain))
 
 
 def shared_name(stem: str, pattern: str) -> str | None:
-    """What `*` of a pattern stands for in a file's name without suffix; None where the pattern does not fit."""
+    """What `*` of a pattern stands for in a file's name without suffix; None if the pattern does not fit."""
     before, after = pattern.split("*")
     fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
     return stem[len(before) : len(stem) - len(after)] if fits else None
 
 
 def explain(root: Path, layouts: Sequence[Layout], split: str, domain: str, mistakes: Mapping[str, str]) -> str:
-    """What is wrong with a root in which no layout is found: what was expected, what is there, what to do.
+    """What is wrong with a root in which no layout is found: what was expected, what is there, and how to fix it.
 
-    `mistakes` maps a path below the root that betrays a known mistake to the way out.
+    `mistakes` maps a path below the root that shows a known mistake to how to fix it.
     """
     known = " or ".join(
         " + ".join(f"{folder.relative_to(root)}/" for folder in layout.folders(root, split, domain))
@@ -76,7 +76,7 @@ def _way_out(root: Path, layouts: Sequence[Layout], split: str, domain: str, mis
 
 
 def _near(root: Path) -> Iterator[Path]:
-    """The folder above, and those up to two levels below, in which a data set may have been unpacked."""
+    """The folder above and the folders up to two levels below; a data set may have been unpacked there."""
     yield Path(os.path.abspath(root)).parent
     below = _folders(root)
     yield from below
@@ -86,12 +86,12 @@ def _near(root: Path) -> Iterator[Path]:
 def _folders(place: Path) -> list[Path]:
     try:
         return sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))[:PLACES]
-    except OSError:  # not allowed to be read
+    except OSError:  # no permission to read it
         return []
 
 
 def _moves(places: Iterable[Path], wanted: tuple[Path, Path], root: Path) -> str:
-    """How to bring both folders of a layout below the root, if they lie apart but within reach."""
+    """How to move both folders of a layout below the root; empty if one of them is not in the places."""
     moves = []
     for folder in wanted:
         path = folder.relative_to(root)

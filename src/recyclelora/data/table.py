@@ -1,4 +1,4 @@
-"""The table of data sets: one row a data set. Counts, sizes and layouts are those of each set's own site or paper."""
+"""The table of data sets, one row per data set. Counts, sizes and layouts are from each set's own site or paper."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from recyclelora import streets
 from recyclelora.data import label_maps as maps
-from recyclelora.data import streets
-from recyclelora.data.decode import read_labels
+from recyclelora.data.decoding import read_labels
 from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
 from recyclelora.data.layouts import Layout
 
@@ -25,12 +25,12 @@ STREET_SEEDS = {"train": range(1000), "val": range(1_000_000, 1_000_100), "test"
 class Benchmark:
     """One data set: where its files lie (rendered if it has no layouts), and how its labels are read.
 
-    `splits` are the official numbers of labelled images (of each domain of a rendered set; for files of all together,
-    with those of each domain in `domain_splits`); without splits the whole folder stands for each. `sequences` are
-    domains in one folder, told by how the names of their images begin. `size` is (width, height) where all images share
-    one. `evaluated` is the split that is scored by default. `folder` is the name of its folder where that is not its
-    own, `site` where it is to be had. `mistakes` map a path below a wrong root to the way out. `labelling_of` reads the
-    labelling from a root; `read_ids`, `stretch`, `halved` are those of `LabelledFiles`.
+    `splits` holds the official numbers of labelled images: for a rendered set those of each domain, for files those of
+    all domains together, while `domain_splits` holds those of each domain. Without splits, every split is the whole
+    folder. `sequences` are domains in one folder, recognised by how their image names begin. `size` is (width, height)
+    if all images share it. `evaluated` is the split that is scored by default. `folder` is the name of the folder if it
+    differs from the row's name; `site` says where to get the data. `mistakes` maps a path below a wrong root to how to
+    fix it. `labelling_of` reads the labelling from a root; `read_ids`, `stretch`, `halved` are as in `LabelledFiles`.
     """
 
     labelling: Labelling
@@ -51,16 +51,16 @@ class Benchmark:
 
     @property
     def known_domains(self) -> tuple[str, ...]:
-        """Domains that can be asked for."""
+        """The domains that a specification can name."""
         return self.domains or tuple(self.sequences)
 
     def count(self, split: str, domain: str | None = None) -> int | None:
-        """The official number of labelled images of a split, of one domain or of all; None where there is none."""
+        """The official number of labelled images of a split, of one domain or of all; None if there is none."""
         return self.domain_splits.get(domain or "", self.splits).get(split)
 
 
 def own_classes(root: Path) -> Labelling:
-    """The classes of a folder: those in its `classes.txt`, or the 19 of Cityscapes where there is none."""
+    """The classes of a folder: those in its `classes.txt`, or the 19 of Cityscapes if there is none."""
     file = root / "classes.txt"
     return unchanged(read_classes(file) if file.exists() else CITYSCAPES)
 
@@ -70,7 +70,7 @@ def _mapillary(halved: bool) -> Benchmark:
     v2 = "these labels are of version 2.0, with 124 classes; unpack those of version 1.2"
     return Benchmark(
         maps.MAPILLARY_LABELLING,
-        # Version 1 has `labels`; version 2.0 ships the labels of both in folders of their own (their READMEs).
+        # Version 1 has `labels`; version 2.0 has one folder for the labels of each version (see their READMEs).
         layouts=(
             Layout("{split}/images", "{split}/labels", splits=words),
             Layout("{split}/images", "{split}/v1.2/labels", splits=words),
@@ -92,7 +92,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         evaluated="train",
         site="download.visinf.tu-darmstadt.de/data/from_games",
         mistakes={"01_images": "unpack the ten parts into one folder, so that all are in images/ and in labels/"},
-        # Its site names 60 label maps of another resolution than their image; most images have 1914 x 1052 pixels.
+        # Its site lists 60 label maps whose size differs from their image's; most images have 1914 x 1052 pixels.
         stretch=0.05,
     ),
     "synthia": Benchmark(
@@ -115,7 +115,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "cityscapes": Benchmark(
         maps.CITYSCAPES_LABELLING,
-        # Unpacked into one folder, or each archive into one of its name.
+        # All archives are unpacked into one folder, or each into a folder of its own name.
         layouts=tuple(
             Layout(images + "leftImg8bit/{split}", labels + "gtFine/{split}", "*_leftImg8bit", "*_gtFine_labelIds")
             for images, labels in (("", ""), ("leftImg8bit_trainvaltest/", "gtFine_trainvaltest/"))

@@ -1,7 +1,7 @@
 """The augmentation of the published training: rescale, crop, flip, photometric distortion.
 
-Written from the settings of Rein (Wei et al., CVPR 2024) and its successors, whose distortion is that of SSD (Liu et
-al., ECCV 2016, section 2.2). Images are uint8 RGB and leave as such: the segmenter normalises.
+The settings are those of Rein (Wei et al., CVPR 2024) and its successors; their distortion is that of SSD (Liu et al.,
+ECCV 2016, section 2.2). Images stay uint8 RGB: the segmenter normalises them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ WARP_IS_EXACT = int(cv2.__version__.split(".")[0]) >= 5
 class Augment:
     """Random crops of randomly rescaled images.
 
-    The image's shorter edge becomes a multiple of a tenth of the crop's shorter edge, drawn between the bounds `scale`,
-    and its longer edge at most four crop edges, with the aspect kept. Up to 10 crops are drawn until no class covers
-    more than `cat_max_ratio` of the labelled pixels. The crop is flipped left to right with probability `flip` and, if
-    `photometric`, distorted. What is smaller than the crop is padded at the bottom and right, its labels with 255: with
-    `pad="image"` before the flip and the distortion, as part of the image, with 0; with `pad="normalised"` last, to
-    become 0 when the image is normalised, for which the size of the rest is returned.
+    The image is rescaled with its aspect ratio kept: its shorter edge becomes a multiple of a tenth of the crop's
+    shorter edge, drawn at random between the bounds `scale`, and its longer edge at most four crop edges. Up to 10
+    crops are drawn until no class covers more than `cat_max_ratio` of the labelled pixels. The crop is flipped left to
+    right with probability `flip` and, if `photometric`, distorted. An image smaller than the crop is padded at the
+    bottom and right, its labels with 255. `pad="image"` pads with 0 before the flip and the distortion, as part of the
+    image. `pad="normalised"` pads last; the size without padding is returned, so that padding is 0 after normalisation.
 
     Raises:
-        UserError: where a bound or a probability is out of range.
+        UserError: a bound or a probability is out of range.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Augment:
         self.height, self.width = (crop, crop) if isinstance(crop, int) else crop
         if min(self.height, self.width) < 1:
             raise UserError(f"crop is {crop}, expected a positive number of pixels")
-        # Ten times a bound such as 0.7 is a little off a whole number in binary.
+        # In binary, ten times a bound such as 0.7 is not exactly a whole number.
         self.tenths = range(max(1, math.ceil(10 * scale[0] - 1e-6)), math.floor(10 * scale[1] + 1e-6) + 1)
         if not self.tenths:
             raise UserError(f"scale is {scale}, expected two multiples of 0.1 in rising order, like (0.5, 2.0)")
@@ -90,8 +90,8 @@ class Augment:
     ) -> tuple[tuple[slice, slice], UInt8[np.ndarray, "window_h window_w"]]:
         """The rows and columns of a crop of the labels rescaled to `size` (h, w), and the labels there.
 
-        It is the last crop drawn if all are covered too much by one class, and the whole along an edge that is shorter
-        than the crop's.
+        If one class covers too much of every crop, the last one is returned. An edge that is shorter than the crop's is
+        returned whole.
         """
         rows, columns = _nearest(labels.shape[0], size[0]), _nearest(labels.shape[1], size[1])
         for _ in range(CROP_ATTEMPTS):
@@ -113,12 +113,12 @@ class Augment:
 def rescaled_window(
     image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], window: tuple[slice, slice]
 ) -> UInt8[np.ndarray, "window_h window_w 3"]:
-    """A window of the image rescaled bilinearly to `size` (h, w): that of `cv2.resize` to within one grey level."""
+    """A window of the image rescaled bilinearly to `size` (h, w), equal to `cv2.resize` within one grey level."""
     (height, width), (rows, columns) = size, window
     shape = rows.stop - rows.start, columns.stop - columns.start
     if size == image.shape[:2]:
         return image[window].copy()
-    # A warp costs as much as a resizing to twice the window.
+    # A warp costs as much as resizing to an image of twice the window's area.
     if not WARP_IS_EXACT or height * width <= 2 * shape[0] * shape[1]:
         whole = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
         return np.ascontiguousarray(whole[window])
@@ -134,7 +134,7 @@ def rescaled_window(
 
 
 def _nearest(source: int, target: int) -> Int32[np.ndarray, "target"]:
-    """Which of `source` pixels in a line `cv2.resize` takes as the nearest of each of `target` pixels."""
+    """For each of `target` pixels in a line, which of `source` pixels `cv2.resize` takes as the nearest."""
     line = cv2.resize(np.arange(source, dtype=np.int32)[None], (target, 1), interpolation=cv2.INTER_NEAREST)
     return np.asarray(line[0], np.int32)
 

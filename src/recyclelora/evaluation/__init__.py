@@ -1,1 +1,1 @@
-"""Scores on unseen domains."""
+"""Scores of a trained model on labelled domains, with all that they depend on."""

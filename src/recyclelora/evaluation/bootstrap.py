@@ -14,11 +14,11 @@ from jaxtyping import Float64, Int64
 from scipy.special import stdtrit
 
 DRAWS = 200
-"""Resamples of a target's images that are kept with a score."""
+"""The number of resamples of a target's images that are kept with a score."""
 Resampled = Sequence[Sequence[float | None]]
 """mIoU by [target][draw]."""
 QUANTILES = 1001
-"""Points that the chance of the seed is taken at, each as likely as the others."""
+"""The number of equally likely points at which the effect of the seed is evaluated."""
 
 
 def resampled_miou(
@@ -46,7 +46,7 @@ def resampled_miou(
 def difference_interval(
     mean: float, ours: Sequence[Resampled], theirs: Sequence[Resampled], level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval about the mean difference of two methods over seeds and targets.
+    """An interval around the mean difference of two methods over seeds and targets.
 
     It is that of the sum of two chances: the resample of the images, the same of all targets (several may show the same
     scenes), and s / sqrt(n) times Student's t with n - 1 degrees, s being the deviation of the difference over n seeds.

@@ -1,104 +1,84 @@
-"""Evaluation of a trained model on labelled domains, most of which it never saw.
-
-Per target: a sliding window with averaged logits, one confusion matrix over the whole set, IoU per class, and their
-mean over the classes that occur. Over targets: the plain mean of their mIoU. Predictions are mapped onto the target's
-own classes before they are counted.
-"""
+"""The verb `evaluate`: scores a trained model on labelled data sets, and writes a results file and a page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-from tqdm import tqdm
-
-from recyclelora.data.domain import Domain
-from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
-from recyclelora.evaluation.bootstrap import resampled_miou
-from recyclelora.evaluation.metrics import ConfusionMatrix
-
-Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
-
-
-@dataclass(frozen=True)
-class TargetScore:
-    """Scores on one target, in its own classes; `iou` is None for a class in neither ground truth nor prediction.
-
-    `resampled` are mIoU of resamples of the images, where those were asked for.
-    """
-
-    label: str
-    images: int
-    fingerprint: str
-    miou: float | None
-    iou: dict[str, float | None]
-    confusion: list[list[int]]
-    resampled: list[float | None] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a results file."""
-        return dict(vars(self))
+from recyclelora.evaluation.report import write_evaluation
+from recyclelora.evaluation.result import Evaluation, predict_as
+from recyclelora.evaluation.scores import check_classes, score_domain
+from recyclelora.evaluation.targets import open_targets, seen_labels
+from recyclelora.files import write_json
+from recyclelora.runs.predictor import load
+from recyclelora.runs.run import open_run
 
 
-def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: int = 0) -> TargetScore:
-    """Run a model over all images of a domain, with a progress bar on a terminal.
+def evaluate(
+    run: str | Path,
+    targets: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    pictures: int = 3,
+    weights: str | None = None,
+    overwrite: bool = False,
+    **evaluation: Any,
+) -> Evaluation:
+    """Score a trained model on each target: IoU per class, mIoU per target, and their mean.
 
     Args:
-        predict: RGB image -> train ids at its size.
-        trained: the classes that `predict` speaks of.
-        draws: resamples of the images to score as well; see `recyclelora.evaluation.bootstrap`.
+        run: folder of a finished training.
+        targets: data sets as `[LABEL:]NAME[:DOMAIN][=ROOT]`; the recipe's if none are given.
+        out: results file (.json), rewritten after each target; a page with pictures (.html) is written beside it.
+            Nothing is written where it is not given.
+        split: train, val or test; the one that each data set is usually scored on if it is not given.
+        limit: take this many images of each target, evenly spaced.
+        pictures: example pictures of each target on the page.
+        weights: where the base weights lie now, if not where the recipe says.
+        overwrite: replace the files of an earlier call.
+        evaluation: settings in place of the recipe's, as in `protocol="soma-2048"`, `window`, `stride`, `batch_size`,
+            `flip`, `scales`; those that are None stay as they are.
 
     Raises:
-        UserError: the domain cannot be read, or is labelled in classes other than the trained ones.
+        UserError: before anything is scored, for files that exist, data that are not there, classes other than the
+            model's, or a window that does not fit; then for images that cannot be read: the scores of the targets
+            before stay in the file.
     """
-    check_classes(trained, domain)
-    matrix = ConfusionMatrix(len(domain.score_space))
-    counts = []
-    for index in tqdm(range(len(domain)), f"evaluating {domain.label}", disable=None):
-        image, truth = domain.read_scored(index)
-        before = matrix.counts.copy()
-        matrix.update(truth, scored_prediction(predict, domain, image))
-        counts.append(matrix.counts - before)
-    iou = matrix.iou()
-    return TargetScore(
-        label=domain.label,
-        images=len(domain),
-        fingerprint=domain.fingerprint(),
-        miou=_number(matrix.miou()),
-        iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
-        confusion=matrix.counts.tolist(),
-        resampled=[_number(round(miou, 5)) for miou in resampled_miou(np.stack(counts), draws)] if draws else [],
-    )
+    file = None if out is None else _results_file(Path(out), overwrite)
+    texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
+    if not texts:
+        raise UserError(f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog")
+    opened = open_targets(texts, split, limit)
+    result = Evaluation(load(run, weights).with_evaluation(**evaluation), opened, limit)
+    score_targets(result, file)
+    if file is not None:
+        seen = seen_labels(result.model.run.recipe, texts)
+        write_evaluation(file.with_suffix(".html"), result, seen, pictures)
+    return result
 
 
-def scored_prediction(predict: Predict, domain: Domain, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-    """A prediction in the classes that the domain is scored in."""
-    return domain.to_score_predictions.astype(np.uint8)[predict(image)]
+def _results_file(file: Path, overwrite: bool) -> Path:
+    if file.suffix != ".json":
+        raise UserError(f"--out {file}: expected a file name ending in .json")
+    for path in (file, file.with_suffix(".html")):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; choose another --out or replace it with --overwrite")
+    return file
 
 
-def mean_miou(scores: Sequence[TargetScore]) -> float | None:
-    """The plain mean over targets; None where no target has a score."""
-    known = [score.miou for score in scores if score.miou is not None]
-    return sum(known) / len(known) if known else None
-
-
-def check_classes(trained: LabelSpace, domain: Domain) -> None:
-    """Refuse a domain whose labels speak of other classes than the model."""
-    if domain.train_space.names != trained.names:
-        raise UserError(
-            f"{domain.label}: labelled in {_list(domain.train_space)}, but the model was trained on {_list(trained)}; "
-            "evaluate on data with the trained classes (for a `folder`, the same classes.txt)"
-        )
-
-
-def _list(space: LabelSpace) -> str:
-    return f"{len(space)} classes ({', '.join(space.names[:4])}{', …' * (len(space) > 4)})"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def score_targets(result: Evaluation, file: Path | None = None) -> None:
+    """Score the model on each target, and write the results file after each."""
+    model = result.model
+    for target in result.targets:
+        check_classes(model.space, target.domain)
+        model.plan(target.domain.dataset)
+    for target in result.targets:
+        predict = predict_as(model, target.domain)
+        result.scores.append(score_domain(predict, model.space, target.domain, split=target.split))
+        if file is not None:
+            file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
+            write_json(file, result.to_json())

@@ -37,7 +37,7 @@ class ConfusionMatrix:
         self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
 
     def iou(self) -> Float64[np.ndarray, " classes"]:
-        """IoU per class, TP / (TP + FP + FN); NaN for a class in neither ground truth nor prediction."""
+        """IoU per class, TP / (TP + FP + FN); NaN for a class that is in neither ground truth nor prediction."""
         hits = np.diagonal(self.counts).astype(np.float64)
         union = self.counts.sum(1) + self.counts[:, : self.classes].sum(0) - hits
         iou = np.full(self.classes, np.nan)
@@ -45,6 +45,6 @@ class ConfusionMatrix:
         return iou
 
     def miou(self) -> float:
-        """Mean IoU over the classes that occur in ground truth or prediction; NaN where none does."""
+        """Mean IoU over the classes that occur in ground truth or prediction; NaN if no class occurs."""
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")

@@ -1,1 +1,1 @@
-"""Optimiser groups and schedules, the training module, checkpoints."""
+"""From a recipe to a finished run: the loop, schedules, batches, checkpoints, and the record of each step."""

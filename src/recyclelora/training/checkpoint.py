@@ -3,36 +3,31 @@
     {"state_dict": {...}, "optimizer_states": [...], "loops": {...}, ...}
        -> numbered tensors + a JSON skeleton that refers to them
 
-The file is written beside its place and renamed, so that a checkpoint is whole or absent.
+A checkpoint is whole or absent (see `recyclelora.files`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recyclelora.errors import UserError
+from recyclelora.files import save_tensors
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Lightning checkpoints of dicts, lists, tuples, numbers, text and tensors; anything else is refused."""
+    """Stores Lightning checkpoints of dicts, lists, tuples, numbers, text and tensors; refuses anything else."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         skeleton = json.dumps(_pack(checkpoint, "", tensors))
-        unfinished = path.with_name(path.name + ".part")
-        save_file(tensors, unfinished, metadata={"skeleton": skeleton})
-        os.replace(unfinished, path)
+        save_tensors(Path(path), tensors, {"skeleton": skeleton})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
@@ -41,7 +36,9 @@ class SafetensorsCheckpointIO(CheckpointIO):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
             checkpoint: dict[str, Any] = _unpack(skeleton, tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: no checkpoint of this program ({error}); start again with --overwrite") from error
+            raise UserError(
+                f"{path}: not a checkpoint of this program ({error}); start again with --overwrite"
+            ) from error
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,28 +10,26 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from recyclelora.adapter.optim import param_groups
 from recyclelora.data.dataset import TrainingSample
-from recyclelora.recipe import OptimSettings
-from recyclelora.segmenter import Segmenter
-from recyclelora.training.optim import cosine, param_groups, polynomial
-from recyclelora.tuner.layer import PREFIX
+from recyclelora.methods import get_method
+from recyclelora.models.segmenter import Segmenter
+from recyclelora.recipe import Recipe
 
-ADAPTER_PARTS = (f".{PREFIX}", ".lora_")
-SEED_STRIDE = 1_000_003  # a prime, so that the samples of two seeds are seldom given the same key
+SEED_STRIDE = 1_000_003  # a prime, so that samples of two seeds seldom get the same key
 
 
 class SegmentationModule(L.LightningModule):
-    """Trains what of `segmenter` wants a gradient.
+    """Trains the parameters of `segmenter` that require a gradient.
 
     Everything random at a step is seeded by the step, so that a resumed training repeats an uninterrupted one.
     """
 
-    def __init__(self, segmenter: Segmenter, optim: OptimSettings, steps: int, seed: int) -> None:
+    def __init__(self, segmenter: Segmenter, recipe: Recipe) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.optim = optim
-        self.steps = steps
-        self.seed = seed
+        self.method = get_method(recipe.method)
+        self.optim, self.steps, self.seed = recipe.optim, recipe.steps, recipe.seed
         self.strict_loading = False
         self.averages: dict[str, Tensor] = {}
 
@@ -48,7 +47,7 @@ class SegmentationModule(L.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, after which the averages move towards what is trained: by more at first, with little to average."""
+        """Take a step, then move the averages towards the trained weights, faster in the first steps."""
         super().optimizer_step(*args, **kwargs)
         if self.optim.average:
             step = self.global_step + 1
@@ -59,32 +58,44 @@ class SegmentationModule(L.LightningModule):
                     self.averages[name] = self.averages.get(name, value).to(value.device).lerp(value, weight)
 
     def take_averages(self) -> None:
-        """Put the averages in place of what was trained last; nothing where the recipe wants no average."""
+        """Replace the trained weights by their averages; nothing happens if the recipe sets no average."""
         for name, average in self.averages.items():
             self.get_parameter(name).data.copy_(average)
 
     def configure_optimizers(self) -> Any:
         optim = self.optim
-        groups = param_groups(self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr)
+        groups = param_groups(
+            self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr, self.method.role
+        )
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(group["name"]) for group in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _factor(self, group: str) -> Callable[[int], float]:
-        """Of a group's learning rate at a step."""
+        """The factor of a group's learning rate, as a function of the step."""
         start = self.optim.sub_start * self.steps if group == "sub" else 0
         return lambda step: polynomial(step, self.steps, self.optim.power) if step >= start else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained and what the adapters were drawn from; the base weights stay where they came from."""
+        """Keep the trained weights and the factors that the adapters started from, but not the base weights."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()
-            if name in trained or name.startswith("segmenter.head.") or any(part in name for part in ADAPTER_PARTS)
+            if name in trained or name.startswith("segmenter.head.") or self.method.is_drawn(name)
         }
         if self.averages:
             checkpoint["averages"] = dict(self.averages)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.averages = dict(checkpoint.get("averages", {}))
+
+
+def polynomial(step: int, steps: int, power: float = 0.9) -> float:
+    """Factor of the learning rate at a step: (1 - step / steps) ** power, as published (arXiv 2603.28142)."""
+    return math.pow(1 - min(step, steps) / steps, power)
+
+
+def cosine(step: int, steps: int, start: float, end: float) -> float:
+    """Value of the weight decay at a step: a half cosine from `start` (step 0) to `end` (last step), as published."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))

@@ -1,4 +1,4 @@
-"""Batches as a function of the step alone, so that a resumed training sees what an uninterrupted one would."""
+"""Batches that depend only on the step, so that a resumed training sees the same as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ Key = tuple[int, int]
 class StepBatchSampler:
     """Batches of keys `(number, index)` for the steps from `start()` to `steps`.
 
-    Without weights sample number j of the whole training is image `permutation[j % length]` of pass j // length over
-    all sources; every pass has its own permutation, drawn from (seed, pass). With weights, a share a source, both the
-    source and its image are drawn anew from (seed, j). A process takes the batches of its rank.
+    Without weights, sample j of the whole training is image `permutation[j % length]` in pass j // length over all
+    sources; every pass has its own random permutation, seeded by (seed, pass). With weights, one share per source, the
+    source and its image are drawn at random for each sample, seeded by (seed, j). A process takes the batches of its
+    rank.
 
     Args:
-        lengths: images of each source; an index counts through all of them.
-        batch_size: samples a step and process.
+        lengths: number of images of each source; an index counts through all sources.
+        batch_size: samples per step and process.
     """
 
     def __init__(
@@ -56,6 +57,6 @@ class StepBatchSampler:
         return int(self._order[place])
 
     def _weighted(self, number: int) -> int:
-        rng = np.random.default_rng((self.seed, number, 1))  # the augmentation's generator is that of (seed, number)
+        rng = np.random.default_rng((self.seed, number, 1))  # the augmentation is seeded by (seed, number)
         source = int(rng.choice(len(self.lengths), p=self.shares))
         return sum(self.lengths[:source]) + int(rng.integers(self.lengths[source]))

@@ -1,0 +1,102 @@
+"""The initial factors of all weights of a model, computed in parallel on all cores or a GPU, and cached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recyclelora.adapter.cache import factors_folder, through_cache
+from recyclelora.adapter.config import RecycleLoraConfig
+from recyclelora.adapter.factors import Factors, initial_factors, initial_factors_of_stack
+from recyclelora.adapter.rrqr import check_ranks
+from recyclelora.adapter.rrqr.lapack import one_blas_thread
+
+
+def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[str, Factors]:
+    """Factors of named weights, with a progress bar on a terminal.
+
+    Weights on the CPU are factorised in a thread pool with one BLAS thread each, the slowest first; those on a GPU
+    are factorised there, all of one shape together. With a cache, the factors that it holds are read instead.
+
+    Raises:
+        ValueError: see `recyclelora.adapter.factors.initial_factors`; the message begins with the layer's name.
+    """
+    for key, weight in weights.items():
+        with _naming([key]):
+            check_ranks(tuple(weight.shape), config.r_main, config.r_sub)
+    drawn: dict[str, Factors] = {}
+    together = {key for key, weight in weights.items() if config.decomposition == "rrqr" and _is_on_gpu(weight)}
+    alone = sorted(weights.keys() - together, key=lambda key: (-_work(weights[key]), key))
+    with (
+        tqdm(desc=f"{config.decomposition.upper()} of the weights", total=len(weights), disable=None) as bar,
+        one_blas_thread(),
+        ThreadPoolExecutor(min(len(alone), _cores()) or 1) as pool,
+    ):
+        jobs = {pool.submit(_factors, [weights[key]], config): key for key in alone}
+        try:
+            for keys in _stacks({key: weights[key] for key in weights if key in together}):
+                with _naming(keys):
+                    drawn |= zip(keys, _factors([weights[key] for key in keys], config), strict=True)
+                bar.update(len(keys))
+            for job in as_completed(jobs):
+                with _naming([jobs[job]]):
+                    (drawn[jobs[job]],) = job.result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return drawn
+
+
+@contextmanager
+def _naming(keys: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {' or '.join(map(repr, keys))}: {error}") from error
+
+
+def _factors(weights: list[Tensor], config: RecycleLoraConfig) -> list[Factors]:
+    """The factors of one weight, or of several of one shape on one GPU; read from the cache if it has them."""
+    settings = (config.r_main, config.r_sub, config.decomposition)
+
+    def make(missing: list[Tensor]) -> list[Factors]:
+        if config.decomposition == "rrqr" and _is_on_gpu(missing[0]):
+            return initial_factors_of_stack(missing, config.r_main, config.r_sub)
+        return [initial_factors(weight, *settings) for weight in missing]
+
+    folder = factors_folder(config.cache_factors)
+    return through_cache(folder, weights, settings, make) if folder else make(weights)
+
+
+def _is_on_gpu(weight: Tensor) -> bool:
+    return weight.is_cuda
+
+
+def _stacks(weights: dict[str, Tensor]) -> list[list[str]]:
+    """Names of weights, in groups of one shape on one device that fit into its memory at once."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for key, weight in weights.items():
+        groups.setdefault((tuple(weight.shape), weight.device), []).append(key)
+    stacks = []
+    for (shape, device), keys in groups.items():
+        m, n = shape
+        bytes_each = 8 * (4 * m * n + 2 * n * n + 3 * min(m, n) * n)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**30
+        size = max(1, int(0.7 * free) // bytes_each)
+        stacks += [keys[start : start + size] for start in range(0, len(keys), size)]
+    return stacks
+
+
+def _work(weight: Tensor) -> int:
+    return weight.numel() * min(weight.shape)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

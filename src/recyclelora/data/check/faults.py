@@ -1,0 +1,81 @@
+"""Finds the faults of one image and its label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from recyclelora.data.decoding import read_image
+from recyclelora.data.files import Pair
+from recyclelora.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class Fault(NamedTuple):
+    """A fault of one file: its kind, an example, and how many pixels it concerns (0 if they are not counted)."""
+
+    kind: str
+    example: str
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the files below a root should hold: `known` ids, read with `read_ids`, and images of `size` (w, h) if given.
+
+    The sides of a label may differ from those of its image by a share of `stretch`.
+    """
+
+    root: Path
+    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]]
+    known: frozenset[int]
+    size: tuple[int, int] | None
+    stretch: float
+
+
+def inspect(pair: Pair, rules: Rules) -> tuple[list[Fault], Int64[np.ndarray, "ids=256"]]:
+    """The faults of one image and its label, and the number of pixels of each id in the label."""
+    image, faults = _attempt(read_image, pair.image)
+    labels, more = _attempt(rules.read_ids, pair.label)
+    faults += more
+    if image is not None:
+        height, width = image.shape[:2]
+        if rules.size and (width, height) != rules.size:
+            expected = "{} x {}".format(*rules.size)
+            found = f"{below(rules.root, pair.image)} has {width} x {height}"
+            faults.append(Fault(f"image of another size than {expected}", found))
+        if labels is not None and not _fits(labels, image, rules.stretch):
+            found = f"{below(rules.root, pair.label)} has {labels.shape[1]} x {labels.shape[0]}"
+            faults.append(Fault("label of another size than its image", f"{found}, the image {width} x {height}"))
+    if labels is None:
+        return faults, np.zeros(256, np.int64)
+    pixels = np.bincount(labels.ravel(), minlength=256)
+    for identity in np.flatnonzero(pixels).tolist():
+        if identity not in rules.known:
+            faults.append(Fault(f"unknown label id {identity}", below(rules.root, pair.label), int(pixels[identity])))
+    return faults, pixels
+
+
+def _attempt(read: Callable[[Path], Result], path: Path) -> tuple[Result | None, list[Fault]]:
+    try:
+        return read(path), []
+    except UserError as error:
+        return None, [Fault("unreadable file", str(error))]
+    except Exception as error:  # the check continues, whatever is wrong with a file
+        return None, [Fault("unreadable file", f"{path}: {error!r}")]
+
+
+def _fits(labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], stretch: float) -> bool:
+    pairs = zip(labels.shape, image.shape[:2], strict=True)
+    return all(abs(one - other) <= stretch * other for one, other in pairs)
+
+
+def below(root: Path, path: Path) -> str:
+    """The path relative to the root, with slashes."""
+    return path.relative_to(root).as_posix()

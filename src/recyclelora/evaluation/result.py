@@ -1,0 +1,82 @@
+"""The result of an evaluation, with everything that it depends on.
+
+The model is that of the last step: none is chosen on the data it is scored on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recyclelora.data.domain import Domain
+from recyclelora.evaluation.scores import Predict, Scores, mean_miou
+from recyclelora.evaluation.targets import Target
+from recyclelora.runs.predictor import Predictor
+from recyclelora.runs.run import versions
+
+
+@dataclass
+class Evaluation:
+    """The scores of a model on the targets scored so far; `limit` images of each target, or all if it is None."""
+
+    model: Predictor
+    targets: Sequence[Target]
+    limit: int | None = None
+    scores: list[Scores] = field(default_factory=list)
+
+    @property
+    def protocol(self) -> str:
+        """The name of the protocol with all departures from it; if targets differ in these, each name once."""
+        return protocol_name(self.model, self.targets)
+
+    @property
+    def mean_miou(self) -> float | None:
+        """The mean over targets; None before all are scored."""
+        return mean_miou(self.scores) if len(self.scores) == len(self.targets) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the results file: the scores, and everything that they depend on."""
+        run, settings = self.model.run, self.model.evaluation
+        return {
+            "run": run.path.name,
+            "method": run.recipe.method,
+            "complete": len(self.scores) == len(self.targets),
+            "protocol": {
+                "name": self.protocol,
+                "flip": settings.flip,
+                "scales": settings.scales,
+                "limit": self.limit,
+                "targets": {target.spec.label: self._protocol_of(target) for target in self.targets},
+            },
+            "step": run.step,
+            "checkpoint": "last",
+            "weights_sha256": run.info["weights_sha256"],
+            "trained_sha256": run.trained_sha256,
+            "mean_miou": self.mean_miou,
+            "targets": [score.to_json() for score in self.scores],
+            "recipe": run.recipe.model_dump(mode="json"),
+            "versions": versions(),
+        }
+
+    def _protocol_of(self, target: Target) -> dict[str, Any]:
+        plan = self.model.plan(target.domain.dataset)
+        return {
+            "data": target.spec.name,
+            "split": target.split,
+            "name": plan.name,
+            "size": plan.box,
+            "window": plan.window,
+            "stride": plan.stride,
+        }
+
+
+def predict_as(model: Predictor, domain: Domain) -> Predict:
+    """The function that predicts images of a domain, with the plan of its data set."""
+    return functools.partial(model.predict, dataset=domain.dataset)
+
+
+def protocol_name(model: Predictor, targets: Sequence[Target]) -> str:
+    """The name of the protocol with all departures from it; if targets differ in these, each name once."""
+    return " / ".join(dict.fromkeys(model.plan(target.domain.dataset).name for target in targets))

@@ -1,0 +1,66 @@
+"""The segmentation model: normalise -> backbone -> head.
+
+uint8 RGB (b, 3, h, w) --- backbone ---> feature maps --- head ---> logits (b, classes, h, w)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from recyclelora.models.backbone import Backbone
+from recyclelora.models.heads.head import Head
+from recyclelora.models.plan import Plan
+from recyclelora.models.sliding import classify
+
+
+class Segmenter(nn.Module):
+    """Backbone and head as one model that takes uint8 RGB images.
+
+    Image sizes must be multiples of the backbone's patch; `predict` takes any size, with a sliding window.
+    """
+
+    head: Head
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+
+    def features(
+        self, images: UInt8[Tensor, "b 3 h w"], sizes: Int64[Tensor, "b 2"] | None = None
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """The backbone's feature maps of normalised images; beyond `sizes` (h, w), if given, the images are 0."""
+        normalised = (images - self.mean) / self.std
+        if sizes is not None:
+            rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+            inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None]
+            normalised = normalised * inside
+        maps: list[Tensor] = self.backbone(normalised)
+        return maps
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes h w"]:
+        scores: Tensor = self.head(self.features(images), images.shape[-2:])
+        return scores
+
+    def loss(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        labels: Int64[Tensor, "b h w"],
+        sizes: Int64[Tensor, "b 2"] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The head's loss on a batch; `sizes` as in `features`, `keys` number the images (see `Head.loss`)."""
+        return self.head.loss(self.features(images, sizes), labels, keys)
+
+    def predict(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> UInt8[np.ndarray, "h w"]:
+        """Train ids of one image of any size, at its own size; see `recyclelora.models.sliding`."""
+        return classify(self, image, plan, self.backbone.patch_size, self.mean.device)

@@ -1,0 +1,205 @@
+"""A run: the folder of one training, or of a model that was saved with its merged backbone.
+
+RUN/recipe.yaml                     all settings, resolved
+    run.json                        classes, the base weights' hash, data, versions, parameter counts
+    manifests/                      the images of each source, one text file per source
+    metrics.jsonl                   one line per step: loss, learning rate, seconds
+    checkpoints/last.safetensors    for `--resume`: adapter, its buffers, head, optimiser
+    adapter/                        the trained part of the backbone, as the method saves it
+    backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
+    head.safetensors                the trained head; written last, so it marks a finished run
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recyclelora.data.labels import LabelSpace
+from recyclelora.errors import UserError
+from recyclelora.files import read_json, save_tensors, write_json, write_text
+from recyclelora.methods import get_method
+from recyclelora.methods.base import FILES, TRAINED
+from recyclelora.models.segmenter import Segmenter
+from recyclelora.models.weights import weights_hash
+from recyclelora.recipe import Recipe, make_recipe
+
+PACKAGES = (
+    "recyclelora", "torch", "timm", "peft", "lightning", "transformers", "numpy", "scipy", "opencv-python-headless",
+)  # fmt: skip
+FACTS = ("classes", "weights_sha256", "sources", "parameters")
+"""The keys that `run.json` has in every run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of a run's folder, its recipe, and what `run.json` says."""
+
+    path: Path
+    recipe: Recipe
+    info: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that `--resume` continues from."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def manifests(self) -> Path:
+        """The folder with the names of the images that were trained on, one file per source."""
+        return self.path / "manifests"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder with the trained part of the backbone."""
+        return self.path / "adapter"
+
+    @property
+    def backbone(self) -> Path:
+        """The merged backbone of a model that needs no base weights."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the folder holds a merged backbone instead of an adapter."""
+        return "backbone_sha256" in self.info
+
+    @property
+    def head(self) -> Path:
+        """The trained head."""
+        return self.path / "head.safetensors"
+
+    @property
+    def step(self) -> int | None:
+        """The finished model's training step; None if an imported file does not say."""
+        step: int | None = self.info.get("step", self.recipe.steps)
+        return step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training reached its last step."""
+        return self.head.is_file()
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes that the model predicts."""
+        classes = self.info["classes"]
+        return LabelSpace(tuple(classes["names"]), tuple(tuple(colour) for colour in classes["colours"]))
+
+    @cached_property
+    def trained_sha256(self) -> str:
+        """SHA-256 of the trained weights, head and adapter, whichever files hold them."""
+        if "trained_sha256" in self.info:
+            return str(self.info["trained_sha256"])
+        files = {"head": self.head, "adapter": self.adapter / FILES[1], "backbone": self.adapter / TRAINED}
+        states = {part: load_file(file) for part, file in files.items() if file.is_file()}
+        return weights_hash(
+            {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+        )
+
+    def write(self) -> None:
+        """Write `recipe.yaml` and `run.json`."""
+        write_text(self.path / "recipe.yaml", self.recipe.to_yaml())
+        write_json(self.path / "run.json", self.info)
+
+    def save_result(self, segmenter: Segmenter) -> None:
+        """Write the trained part of the backbone, and the head."""
+        get_method(self.recipe.method).save(segmenter.backbone, self.adapter)
+        self.save_head(segmenter.head)
+
+    def save_merged(self, segmenter: Segmenter) -> None:
+        """Write a run with the merged backbone of a model; a run that is already there is replaced."""
+        if self.path.is_dir():
+            remove_run(self.path)
+        self.write()
+        save_tensors(self.backbone, _each_once(segmenter.backbone.model))
+        self.save_head(segmenter.head)
+
+    def save_head(self, head: nn.Module) -> None:
+        """Write the head; its file marks the run as finished."""
+        save_tensors(self.head, head.state_dict())
+
+
+def _each_once(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model; a tensor with several names has only the first, and `safetensors` loads it for all."""
+    state = model.state_dict(keep_vars=True)
+    first = {id(value): name for name, value in reversed(state.items())}
+    return {name: value for name, value in state.items() if first[id(value)] == name}
+
+
+def open_run(path: str | Path) -> Run:
+    """Read the recipe and facts of a run.
+
+    Raises:
+        UserError: the folder does not exist or is not a run.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
+    recipe, facts = path / "recipe.yaml", path / "run.json"
+    try:
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        info = read_json(facts)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: not a run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe}: damaged: {' '.join(str(error).split())}; restore the file") from error
+    if missing := [key for key in FACTS if not isinstance(info, dict) or key not in info]:
+        raise UserError(f"{facts}: damaged: it lacks {', '.join(missing)}; restore the file")
+    return Run(path, make_recipe(values, str(recipe)), info)
+
+
+def open_finished(path: str | Path) -> Run:
+    """Like `open_run`, for a run whose training is finished.
+
+    Raises:
+        UserError: as `open_run`, or the training is not finished.
+    """
+    run = open_run(path)
+    if not run.finished:
+        raise UserError(f"{run.path}: the training is not finished; go on with `recyclelora train --resume`")
+    return run
+
+
+def remove_run(path: Path) -> None:
+    """Remove the files that a training writes into a folder, and nothing else."""
+    run = Run(path, Recipe(), {})
+    files = [path / "recipe.yaml", path / "run.json", run.metrics, run.backbone, run.head, run.checkpoint]
+    files += [run.adapter / name for name in FILES]
+    for file in (*files, *run.manifests.glob("[0-9]*_*.txt")):
+        file.unlink(missing_ok=True)
+    for folder in (run.adapter, run.checkpoint.parent, run.manifests):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def check_empty(out: Path, overwrite: bool) -> None:
+    """Refuse a folder for a new run if something in it would be lost.
+
+    Raises:
+        UserError: `out` is a file, or holds something and `overwrite` is not set.
+    """
+    if out.is_file():
+        raise UserError(f"{out} is a file, expected a folder for the run; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out} exists; replace it with --overwrite, or choose another --out")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

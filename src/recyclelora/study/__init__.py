@@ -1,0 +1,1 @@
+"""Many trainings: grids of them, methods side by side, and how trainings change weights and features."""

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recyclelora.data.labels import (
+    CAMVID,
+    CAMVID_LABELLING,
+    CAMVID_TO_CITYSCAPES,
+    CITYSCAPES,
+    CITYSCAPES_TO_CAMVID,
+    IGNORE,
+    LabelSpace,
+    lookup,
+    read_classes,
+    unchanged,
+)
+from recyclelora.errors import UserError
+
+
+def test_spaces_have_the_published_sizes_and_orders():
+    assert len(CITYSCAPES) == 19
+    assert [CITYSCAPES.id(name) for name in ("road", "sky", "bicycle")] == [0, 10, 18]
+    assert len(CAMVID) == 11
+    assert [CAMVID.id(name) for name in ("sky", "road", "bicyclist")] == [0, 3, 10]
+
+
+@pytest.mark.parametrize("space", [CITYSCAPES, CAMVID])
+def test_colours_differ_so_that_a_picture_can_be_read_back(space):
+    assert len(set(space.colours)) == len(space)
+    labels = np.append(np.arange(len(space), dtype=np.uint8), np.uint8(IGNORE))[None]
+    picture = space.colourise(labels)
+    assert [tuple(colour) for colour in picture[0, :-1]] == list(space.colours)
+    assert not picture[0, -1].any()
+
+
+@pytest.mark.parametrize(
+    ("names", "colours"),
+    [((), ()), (("a", "a"), ((0, 0, 0),) * 2), (("a", "b"), ((0, 0, 0),))],
+)
+def test_inconsistent_space_is_refused(names, colours):
+    with pytest.raises(ValueError, match=r"label space|colours"):
+        LabelSpace(names, colours)
+
+
+def test_camvid_through_cityscapes_and_back_is_the_identity():
+    there = lookup(CAMVID_TO_CITYSCAPES, CAMVID, CITYSCAPES)
+    back = lookup(CITYSCAPES_TO_CAMVID, CITYSCAPES, CAMVID)
+    assert back[there[: len(CAMVID)]].tolist() == list(range(len(CAMVID)))
+
+
+def test_lookups_are_total_over_their_source_and_ignore_the_rest():
+    for names, source, target in (
+        (CAMVID_TO_CITYSCAPES, CAMVID, CITYSCAPES),
+        (CITYSCAPES_TO_CAMVID, CITYSCAPES, CAMVID),
+    ):
+        assert set(names) == set(source.names)
+        table = lookup(names, source, target)
+        assert (table[: len(source)] < len(target)).all()
+        assert (table[len(source) :] == IGNORE).all()
+
+
+def test_camvid_labelling_follows_the_published_conversion():
+    # sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist, unlabelled
+    assert CAMVID_LABELLING.to_train[:12].tolist() == [10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12, IGNORE]
+    assert CAMVID_LABELLING.to_score[:12].tolist() == [*range(11), IGNORE]
+    counts_as = CAMVID_LABELLING.predictions
+    for name, camvid in {"truck": "car", "bus": "car", "train": "car", "bicycle": "bicyclist", "wall": "fence"}.items():
+        assert counts_as[CITYSCAPES.id(name)] == CAMVID.id(camvid)
+    assert CAMVID_LABELLING.ids == set(range(12))
+
+
+def test_unchanged_labelling_keeps_every_id():
+    labelling = unchanged(CITYSCAPES)
+    for table in (labelling.to_train, labelling.to_score, labelling.predictions):
+        assert table.tolist() == [*range(19), *[IGNORE] * 237]
+    assert labelling.train_space is labelling.score_space is CITYSCAPES
+
+
+def test_classes_are_read_with_and_without_colours(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("background 0 0 0\n\n  traffic light\nlane #FF8000\nrail 30\n", encoding="utf-8-sig")
+    space = read_classes(path)
+    assert space.names == ("background", "traffic light", "lane", "rail 30")
+    assert space.colours[0] == (0, 0, 0)
+    assert space.colours[2] == (255, 128, 0)
+    assert len(set(space.colours)) == 4
+
+
+@given(st.integers(2, 255))
+def test_automatic_colours_are_distinct(tmp_path_factory, count):
+    path = tmp_path_factory.mktemp("classes") / "classes.txt"
+    # The first automatic colour is taken by hand, so that the automatic ones step aside.
+    path.write_text("first 255 38 38\n" + "\n".join(f"class {n}." for n in range(count - 1)))
+    space = read_classes(path)
+    assert len(set(space.colours)) == len(space) == count
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"road\nsky\nroad", "line 3 names the class 'road' a second time"),
+        (b"road 0 0 256\nsky", "line 1 has the colour '0 0 256'"),
+        (b"road\nsky #12345", "line 2 has the colour '#12345'"),
+        (b"road", "lists 1 classes, expected 2 to 255"),
+        (b"", "lists 0 classes"),
+        ("\n".join(map(str, range(256))).encode(), "lists 256 classes"),
+        (b"road\nstra\xdfe", "not UTF-8 text"),
+    ],
+)
+def test_wrong_list_of_classes_is_named(tmp_path, content, message):
+    path = tmp_path / "classes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_classes(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,176 @@
+"""Mask2Former against the published head's numbers, and as a head that learns."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import make_reference
+from recyclelora.data.labels import IGNORE
+from recyclelora.errors import UserError
+from recyclelora.models.heads import mask2former
+from recyclelora.models.heads.mask2former import Mask2FormerHead
+from recyclelora.published.names import head_state
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "mask2former_reference"
+REFERENCE = Path(os.environ.get("RECYCLELORA_MASK2FORMER_REFERENCE", SHARED))
+TINY = {
+    "width": 32, "queries": 10, "encoder_layers": 2, "decoder_layers": 3, "encoder_feedforward": 64,
+    "decoder_feedforward": 96,
+}  # fmt: skip
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no reference in {REFERENCE}")
+
+
+def maps(batch=2, channels=48, size=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, channels, size, size, generator=generator) for _ in range(4)]
+
+
+def head(classes=5, **sizes):
+    torch.manual_seed(0)
+    return Mask2FormerHead([48] * 4, classes, **{**TINY, "points": 256, **sizes})
+
+
+@needs_reference
+def test_predictions_equal_the_published_heads(monkeypatch):
+    stored = load_file(REFERENCE / "tiny_head.safetensors")
+    ours = Mask2FormerHead([48] * 4, 19, **TINY).eval()
+    state = head_state({name.removeprefix("state."): value for name, value in stored.items()})
+    assert set(ours.state_dict()) - set(state) == {"criterion.empty_weight"}
+    ours.load_state_dict(state, strict=False)
+    monkeypatch.setattr(mask2former, "SCALES", (1, 1, 1, 1))  # the stored inputs are rescaled already
+    with torch.no_grad():
+        for i, (classes, masks) in enumerate(ours.predictions([stored[f"input.{i}"] for i in range(4)])):
+            torch.testing.assert_close(classes, stored[f"output.class.{i}"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(masks, stored[f"output.mask.{i}"], atol=1e-5, rtol=0)
+
+
+def test_predictions_logits_and_loss_equal_the_projects_own_reference():
+    stored = load_file(make_reference.FILE)
+    ours = make_reference.make_head()
+    ours.load_state_dict({n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")})
+    inputs = [stored[f"input.{i}"] for i in range(4)]
+    with torch.no_grad():
+        for i, (classes, masks) in enumerate(ours.predictions(inputs)):
+            torch.testing.assert_close(classes, stored[f"output.class.{i}"], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(masks, stored[f"output.mask.{i}"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(inputs, (64, 80)), stored["scores"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.loss(inputs, stored["labels"], [3, 4]), stored["loss"], atol=1e-3, rtol=1e-5)
+
+
+@needs_reference
+def test_the_default_sizes_are_the_published_ones():
+    lines = (REFERENCE / "full_head_names.txt").read_text().splitlines()
+    shapes = dict(line.split(" ", 1) for line in lines if line.strip())
+    state = {name: torch.empty(eval(shape), device="meta") for name, shape in shapes.items()}
+    with torch.device("meta"):
+        ours = Mask2FormerHead([384] * 4, 19).state_dict()
+    expected = {name: tuple(value.shape) for name, value in head_state(state).items()}
+    assert {n: tuple(v.shape) for n, v in ours.items() if n != "criterion.empty_weight"} == expected
+
+
+def test_features_are_rescaled_to_four_strides(monkeypatch):
+    ours, seen = head(), []
+    monkeypatch.setattr(ours.pixel_decoder, "forward", lambda pyramid: seen.extend(pyramid) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ours.predictions(maps())
+    assert [tuple(m.shape[-2:]) for m in seen] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    assert torch.equal(seen[2], maps()[2])
+    torch.testing.assert_close(seen[0], F.interpolate(maps()[0], (16, 16), mode="bilinear"))
+
+
+def test_semantic_logits_are_those_of_the_last_prediction():
+    ours = head().eval()
+    with torch.no_grad():
+        classes, masks = ours.predictions(maps())[-1]
+        scores = ours(maps(), (20, 24))
+    probability = classes.softmax(-1)[0, :, 3]
+    mask = F.interpolate(masks, (20, 24), mode="bilinear")[0].sigmoid()
+    torch.testing.assert_close(scores[0, 3], (probability[:, None, None] * mask).sum(0))
+    assert scores.shape == (2, 5, 20, 24)
+
+
+def test_two_images_can_be_memorised():
+    labels = torch.zeros(2, 64, 64, dtype=torch.long)
+    labels[0, :, 32:], labels[1, 32:] = 1, 2
+    labels[:, :4] = IGNORE
+    ours, features = head(3), maps()
+    optimizer = torch.optim.AdamW(ours.parameters(), 2e-3)
+    for step in range(120):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss = ours.loss(features, labels)
+        first = loss.item() if step == 0 else first
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first / 4
+    learnt = ours.eval()(features, (64, 64)).argmax(1)
+    assert (learnt == labels)[labels != IGNORE].float().mean() > 0.95
+
+
+def test_an_image_without_labels_gives_a_finite_loss():
+    labels = torch.full((2, 64, 64), IGNORE)
+    for ids in (labels, torch.cat([labels[:1], torch.ones(1, 64, 64, dtype=torch.long)])):
+        ours = head()
+        loss = ours.loss(maps(), ids)
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
+
+
+def test_the_number_of_masks_is_a_mean_over_processes(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(6))  # the other process's masks
+    number = head().criterion.get_num_masks([torch.arange(3), torch.arange(1)], torch.device("cpu"))
+    assert number.item() == (4 + 6) / 2
+
+
+def test_points_depend_only_on_the_keys():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = ours.loss(maps(), labels, [7, 8])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(ours.loss(maps(), labels, [7, 8]), first)
+    assert not torch.equal(ours.loss(maps(), labels, [7, 9]), first)
+    swapped = ours.loss([m.flip(0) for m in maps()], labels.flip(0), [8, 7])
+    torch.testing.assert_close(swapped, first, atol=1e-3, rtol=1e-5)
+    torch.manual_seed(0)
+    drawn = [ours.loss(maps(), labels).item() for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_autocast_changes_the_loss_by_rounding_only():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    exact = ours.loss(maps(), labels, [7, 8])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = ours.loss(maps(), labels, [7, 8])
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs() < 0.02 * exact
+    assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks at every input's
+def test_compiled_decoders_give_the_same_loss():
+    ours, labels = head(), torch.randint(5, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    exact = ours.loss(maps(), labels, [7, 8])
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    ours.compile(backend=backend)
+    torch.testing.assert_close(ours.loss(maps(), labels, [7, 8]), exact, atol=1e-3, rtol=1e-5)
+    assert calls
+
+
+def test_a_checkpoint_without_a_head_is_refused():
+    with pytest.raises(UserError, match="holds no head"):
+        head_state({"backbone.weight": torch.zeros(1)})

@@ -1,0 +1,97 @@
+"""Two processes compute what one does: gradients of one step, and the weights of a whole training."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+
+from miniatures import SMALL_HEAD, TINY, write_folder
+from recyclelora.data.labels import IGNORE
+from recyclelora.recipe import make_recipe
+from recyclelora.runs.build import build
+
+SETTINGS = {
+    "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 64, "batch_size": 4, "steps": 5, "workers": 0,
+    "optim": {"lr": 0.003},
+}  # fmt: skip
+HEADS = {"linear": {}, "mask2former": SMALL_HEAD}
+
+
+def recipe(head):
+    return make_recipe({**SETTINGS, "sources": ["streets"], "head": head, "head_args": HEADS[head]})
+
+
+def batch():
+    """Four images with unequal numbers of classes and of labelled pixels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(5, (4, 8, 8), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels[0] = 1
+    labels[1, 16:] = IGNORE
+    labels[2] = IGNORE
+    return images, labels
+
+
+class Loss(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.segmenter = build(recipe(head), 5)
+
+    def forward(self, images, labels, keys):
+        return self.segmenter.loss(images, labels, keys=keys)
+
+
+def gradients(model, part):
+    images, labels = batch()
+    model(images[part], labels[part], list(range(4))[part]).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def one_of_two(rank, head, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=2)
+    found = gradients(DistributedDataParallel(Loss(head), broadcast_buffers=False), slice(2 * rank, 2 * rank + 2))
+    if rank == 0:
+        torch.save({name.removeprefix("module."): value for name, value in found.items()}, path)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_of_two_processes_are_those_of_one(head, tmp_path):
+    mp.spawn(one_of_two, (head, str(tmp_path / "gradients.pt")), nprocs=2)
+    two, one = torch.load(tmp_path / "gradients.pt"), gradients(Loss(head), slice(0, 4))
+    assert two.keys() == one.keys()
+    assert any(".recycle_A_main." in name for name in one)
+    largest = max(value.abs().max() for value in one.values())
+    for name, value in one.items():
+        assert (two[name] - value).norm() <= 1e-4 * value.norm() + 1e-7 * largest, name
+    assert largest > 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_processes_train_the_weights_of_one(head, tmp_path):
+    import yaml
+
+    sources = [f"folder={write_folder(tmp_path / name, seed=seed)}" for seed, name in enumerate("ab")]
+    values = {**SETTINGS, "sources": sources, "head": head, "head_args": HEADS[head], "precision": "64-true"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    states = []
+    for devices in (1, 2):
+        run = tmp_path / f"on-{devices}"
+        command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
+        done = subprocess.run([*command, "--set", f"devices={devices}"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("5 steps done") == 1
+        assert (run / "metrics.jsonl").read_text().count("\n") == 5
+        states.append(load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors"))
+    one, two = states
+    for name, value in one.items():
+        assert value.dtype == torch.float64 or not value.is_floating_point(), name
+        torch.testing.assert_close(two[name], value, atol=1e-9, rtol=0)
+    losses = [(tmp_path / f"on-{d}" / "metrics.jsonl").read_text().split('"lr"')[0] for d in (1, 2)]
+    assert losses[0] == losses[1]

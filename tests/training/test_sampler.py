@@ -1,0 +1,94 @@
+"""Batches depend only on the step, not on where a training starts or how many processes share it."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recyclelora.training.sampler import StepBatchSampler
+
+
+def batches(length, batch_size, steps, seed=0, start=0, **processes):
+    return list(StepBatchSampler([length], batch_size, steps, seed, lambda: start, **processes))
+
+
+def passes(length, count, seed=0):
+    """The order of the images in each of the first passes over the data."""
+    return [tuple(index for _, index in batch) for batch in batches(length, length, count, seed)]
+
+
+lengths, sizes, counts, seeds = st.integers(1, 30), st.integers(1, 9), st.integers(0, 20), st.integers(0, 10_000)
+
+
+@given(lengths, sizes, counts, seeds)
+@settings(deadline=None)
+def test_every_image_comes_once_per_pass(length, batch_size, steps, seed):
+    drawn = batches(length, batch_size, steps, seed)
+    assert [len(batch) for batch in drawn] == [batch_size] * steps
+    keys = [key for batch in drawn for key in batch]
+    assert [number for number, _ in keys] == list(range(steps * batch_size))
+    indices = [index for _, index in keys]
+    for first in range(0, len(indices), length):
+        turn = indices[first : first + length]
+        assert set(turn) <= set(range(length))
+        assert len(set(turn)) == len(turn)
+
+
+@given(lengths, sizes, counts, seeds, st.integers(1, 4))
+@settings(deadline=None)
+def test_processes_share_the_batches_of_one(length, batch_size, steps, seed, world):
+    ranks = [batches(length, batch_size, steps, seed, rank=rank, world=world) for rank in range(world)]
+    together = [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)]
+    assert together == batches(length, world * batch_size, steps, seed)
+
+
+@given(lengths, sizes, counts, seeds, st.integers(0, 25), st.integers(1, 3))
+@settings(deadline=None)
+def test_a_later_start_gives_the_remaining_batches(length, batch_size, steps, seed, start, world):
+    for rank in range(world):
+        whole = batches(length, batch_size, steps, seed, rank=rank, world=world)
+        assert batches(length, batch_size, steps, seed, start, rank=rank, world=world) == whole[start:]
+
+
+def test_the_start_is_read_at_every_iteration():
+    start = 0
+    sampler = StepBatchSampler([5], 2, 6, 0, lambda: start)
+    whole = list(sampler)
+    start = 4
+    assert list(sampler) == whole[4:]
+    assert len(sampler) == len(whole) == 6
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+def test_passes_differ_from_each_other_and_from_those_of_other_seeds(seed):
+    ours = passes(30, 20, seed)
+    assert len(set(ours)) == 20
+    assert not set(ours) & set(passes(30, 20, seed + 1))
+    assert tuple(range(30)) not in ours
+
+
+def test_every_place_of_a_pass_is_equally_likely_for_an_image():
+    firsts = [order[0] for order in passes(4, 2000)]
+    assert all(400 < firsts.count(image) < 600 for image in range(4))
+
+
+def test_weights_are_the_shares_of_the_sources_and_images_are_drawn_evenly():
+    sampler = StepBatchSampler([2, 6], 10, 400, 3, lambda: 0, weights=[3.0, 1.0])
+    drawn = Counter(index for batch in sampler for _, index in batch)
+    first = drawn[0] + drawn[1]
+    assert 0.72 < first / 4000 < 0.78
+    assert all(abs(drawn[i] / 4000 - 0.375) < 0.03 for i in (0, 1))
+    assert all(abs(drawn[i] / 4000 - 0.25 / 6) < 0.012 for i in range(2, 8))
+
+
+@given(sizes, counts, seeds, st.integers(0, 25), st.integers(1, 3))
+@settings(deadline=None, max_examples=30)
+def test_weighted_batches_depend_only_on_the_step(batch_size, steps, seed, start, world):
+    def drawn(size, **where):
+        return list(StepBatchSampler([5, 3], size, steps, seed, weights=[1, 2], **where))
+
+    whole = drawn(batch_size * world, start=lambda: 0)
+    ranks = [drawn(batch_size, start=lambda: start, rank=rank, world=world) for rank in range(world)]
+    together = [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)]
+    assert together == whole[start:]

@@ -1,0 +1,219 @@
+"""Every setting of a recipe changes the result of a training, and every method resumes where it stopped."""
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import recyclelora
+from labelled_files import refused
+from miniatures import SMALL_HEAD, TINY, write_folder
+from recyclelora.methods import METHODS
+from recyclelora.recipe import make_recipe
+from recyclelora.training.module import SegmentationModule, cosine, polynomial
+from recyclelora.training.recorder import Recorder
+from recyclelora.training.train import train
+from tiny_methods import ADAPTERS
+
+BASE = {
+    "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 32, "batch_size": 2, "steps": 3, "workers": 0,
+    "optim": {"lr": 0.003},
+}  # fmt: skip
+
+
+def trained(out, sources, change):
+    values = {**BASE, "sources": sources}
+    for key, value in change.items():
+        group, _, name = key.rpartition(".")
+        if group:
+            values[group] = {**values.get(group, {}), name: value}
+        else:
+            values[key] = value
+    run = train(make_recipe(values), out)
+    adapter = out / "adapter" / "adapter_model.safetensors"
+    return {**load_file(run.path / "head.safetensors"), **(load_file(adapter) if adapter.exists() else {})}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return [f"folder={write_folder(root / name, seed=seed)}" for seed, name in enumerate(("a", "b"))]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, sources):
+    return trained(tmp_path_factory.mktemp("base") / "run", sources[:1], {})
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "frozen", "adapter": {}}, {"limit": 1}, {"crop": 48}, {"batch_size": 3}, {"steps": 4},
+        {"precision": "bf16-mixed"}, {"seed": 1}, {"backbone.norm": False},
+        {"backbone.model_args": {**TINY["model_args"], "depth": 1}},
+        {"adapter.r_main": 5}, {"adapter.r_sub": 0}, {"adapter.alpha": 3.0}, {"adapter.decomposition": "svd"},
+        {"adapter.target_modules": ["attn.qkv"]}, {"adapter.layers_to_transform": [1]},
+        {"optim.lr": 0.001}, {"optim.sub_lr_ratio": 1.0}, {"optim.power": 2.0}, {"optim.weight_decay": 0.5},
+        {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
+        {"augment.flip": 0.0}, {"optim.head_lr": 0.01}, {"optim.average": 0.5}, {"optim.sub_start": 0.5},
+        {"adapter.scaling": "sqrt-rank"}, {"augment.photometric": False}, {"precision": "64-true"},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_setting_changes_the_result(change, base, sources, tmp_path):
+    assert not same(base, trained(tmp_path / "run", sources[:1], change))
+
+
+def test_the_average_moves_by_more_at_first_and_the_sub_adapter_starts_late(sources, tmp_path, monkeypatch):
+    heads, rates, step = [], [], SegmentationModule.optimizer_step
+
+    def recorded(self, *args, **kwargs):
+        rates.append({group["name"]: group["lr"] for group in self.trainer.optimizers[0].param_groups})
+        step(self, *args, **kwargs)
+        heads.append({name: p.detach().clone() for name, p in self.segmenter.head.named_parameters()})
+
+    monkeypatch.setattr(SegmentationModule, "optimizer_step", recorded)
+    trained(tmp_path / "run", sources[:1], {"steps": 4, "optim.average": 0.25, "optim.sub_start": 0.5})
+    saved = load_file(tmp_path / "run" / "head.safetensors")
+    for name in heads[0]:
+        first, second, third, fourth = (head[name] for head in heads)
+        expected = first.lerp(second, 9 / 11).lerp(third, 0.75).lerp(fourth, 0.75)
+        torch.testing.assert_close(saved[name], expected, atol=1e-7, rtol=1e-6)
+    assert [each["sub"] > 0 for each in rates] == [False, False, True, True]
+    assert [each["sub"] / each["main"] for each in rates[2:]] == pytest.approx([0.5, 0.5])
+
+
+def test_mask2former_is_trained_and_loaded(sources, tmp_path):
+    change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64}
+    state = trained(tmp_path / "run", sources[:1], change)
+    assert any("queries_features" in name for name in state)
+    model = recyclelora.load(tmp_path / "run")
+    assert model.segmenter.backbone.indices == [0, 0, 0, 1]  # of a backbone of two blocks
+    assert model.predict(np.zeros((40, 56, 3), np.uint8)).shape == (40, 56)
+
+
+def test_a_mask_heads_queries_come_from_reins_tokens(sources, tmp_path):
+    change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64, "method": "rein"}
+    state = trained(tmp_path / "run", sources[:1], {**change, "adapter": {"tokens": 4, "rank": 2}})
+    assert {name for name in state if "queries_features" in name} == {
+        f"transformer_module.queries_features.{layer}.{part}"
+        for layer in ("each", "all") for part in ("weight", "bias")
+    }  # fmt: skip
+    segmenter = recyclelora.load(tmp_path / "run").segmenter
+    link = segmenter.head.transformer_module.queries_features
+    assert link.blocks == tuple(segmenter.backbone.model.blocks)
+    of_blocks = load_file(tmp_path / "run" / "adapter" / "trained.safetensors")
+    tokens = torch.stack([of_blocks[f"blocks.{i}.rein_A"] @ of_blocks[f"blocks.{i}.rein_B"] for i in range(2)])
+    parts = {name.rsplit("queries_features.")[-1]: value for name, value in state.items()}
+    Q = tokens @ parts["each.weight"].T + parts["each.bias"]
+    Q = torch.cat([Q.amax(0), Q.mean(0), Q[1]], 1) @ parts["all.weight"].T + parts["all.bias"]
+    torch.testing.assert_close(link.weight, Q)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_args": {"queries": 3}},
+        {"head": "mask2former", "head_args": {"querys": 3}},
+        {"head": "mask2former", "head_args": {"width": 7}},
+    ],
+)
+def test_sizes_that_a_head_does_not_take_are_refused(change, sources, tmp_path):
+    from recyclelora import UserError
+
+    with pytest.raises(UserError, match="does not take head_args"):
+        trained(tmp_path / "run", sources[:1], change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"workers": 1}, {"checkpoint_every": 1}, {"evaluation.window": 64}, {"targets": ["streets"]}]
+)
+def test_these_settings_do_not_change_the_result(change, base, sources, tmp_path):
+    assert same(base, trained(tmp_path / "run", sources[:1], change))
+
+
+def test_gradient_checkpointing_changes_memory_only(base, sources, tmp_path):
+    checkpointed = trained(tmp_path / "run", sources[:1], {"backbone.grad_checkpointing": True})
+    for name, value in base.items():
+        torch.testing.assert_close(checkpointed[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_compiling_changes_rounding_only(base, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # torch's compiler does not trace the checks
+    compiled = trained(tmp_path / "run", sources[:1], {"compile": True})
+    assert not same(base, compiled)
+    for name, value in base.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_second_source_is_trained_on(base, sources, tmp_path):
+    assert not same(base, trained(tmp_path / "run", sources, {}))
+
+
+def test_a_nan_or_infinite_loss_stops_the_training(sources, tmp_path):
+    from recyclelora import UserError
+
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower optim.lr"):
+        trained(tmp_path / "run", sources[:1], {"optim.lr": 1e30, "steps": 10})
+
+
+def test_weight_decay_follows_its_schedule_on_the_head_only(sources, tmp_path, monkeypatch):
+    from recyclelora.training import module
+
+    seen = []
+    untouched = module.SegmentationModule.training_step
+
+    def watch(self, *args):
+        groups = self.trainer.optimizers[0].param_groups
+        seen.append({group["name"]: (group["lr"], group["weight_decay"]) for group in groups})
+        return untouched(self, *args)
+
+    monkeypatch.setattr(module.SegmentationModule, "training_step", watch)
+    trained(tmp_path / "run", sources[:1], {"steps": 4})
+    assert [step["main"] for step in seen] == [(pytest.approx(0.003 * (1 - k / 4) ** 0.9), 0.0) for k in range(4)]
+    assert [step["sub"][0] for step in seen] == pytest.approx([step["main"][0] / 2 for step in seen])
+    assert seen[0]["other"] == (0.003, 0.05)
+    assert seen[2]["other"][1] == pytest.approx((0.05 + 1e-5) / 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_path, monkeypatch):
+    recipe = make_recipe(
+        {**BASE, "sources": sources[:1], "method": method, "adapter": ADAPTERS[method], "steps": 4}
+        | {"checkpoint_every": 2, "optim": {"lr": 0.003, "average": 0.9}}
+    )
+    train(recipe, tmp_path / "whole")
+    write = Recorder._write
+
+    def power_cut(self, leads):
+        if self.pending[-1][0] == 4:
+            raise RuntimeError("power cut")
+        write(self, leads)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "_write", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(recipe, tmp_path / "cut")
+    train(recipe, tmp_path / "cut", resume=True)
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) >= (2 if method == "frozen" else 3)
+    for file in files:
+        assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)), file
+
+
+def test_a_recipe_without_sources_is_not_trained(tmp_path):
+    refused(lambda: train(make_recipe(BASE), tmp_path / "run"), "sources: at least 1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_schedules_are_those_of_the_formulas():
+    steps = 10
+    assert [polynomial(step, steps) for step in range(11)] == pytest.approx([(1 - k / 10) ** 0.9 for k in range(11)])
+    assert polynomial(12, steps) == 0
+    values = [cosine(step, steps, 0.5, 0.1) for step in (0, 5, 10, 12)]
+    assert values == pytest.approx([0.5, 0.3, 0.1, 0.1])
