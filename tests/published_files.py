@@ -1,7 +1,6 @@
-"""Miniature checkpoints like those of RecycleLoRA and SoMA, saved with mmengine classes that are then removed."""
+"""Miniature checkpoints like those of RecycleLoRA and SoMA, written by mmengine."""
 
-import sys
-import types
+import warnings
 
 import numpy as np
 import torch
@@ -137,26 +136,24 @@ def soma_state(base, seed=0, blocks=(1, 2)):
 
 
 def save(path, state, prefix="", **more):
-    """A file like those of mmengine, with records of its own class."""
-    history, config = "mmengine.logging.history_buffer", "mmengine.config.config"
-    names = ["mmengine", "mmengine.logging", history, "mmengine.config", config]
-    modules = {name: types.ModuleType(name) for name in names}
-    modules[history].HistoryBuffer = type("HistoryBuffer", (), {"__module__": history})
-    modules[config].ConfigDict = type("ConfigDict", (dict,), {"__module__": config})
-    record = modules[history].HistoryBuffer()
-    settings = modules[config].ConfigDict(lr=1e-4, stages=[1, 2])
-    record._log_history, record._max_length = np.arange(3.0), np.float64(7)
+    """A file that mmengine itself writes, with the records of a training: losses, settings and times."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mmengine's own
+        from mmengine.config import Config
+        from mmengine.logging import MessageHub
+        from mmengine.runner import save_checkpoint
+    hub = MessageHub(f"training {path}")
+    for step in range(3):
+        hub.update_scalar("train/loss", 1 / (step + 1))
+        hub.update_scalar("train/time", torch.tensor(0.5))
+    hub.update_info("iter", 40000)
+    hub.update_info("cfg", Config({"lr": 1e-4, "stages": [1, 2]})._cfg_dict)
     content = {
         "meta": {"iter": 40000, "epoch": 0, "cfg": "model = dict()"},
         "state_dict": {prefix + name: value for name, value in state.items()},
-        "message_hub": {"log_scalars": {"train/loss": record}, "runtime_info": {"cfg": settings}, "resumed_keys": {}},
+        "message_hub": hub.state_dict(),
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         **more,
     }
-    sys.modules.update(modules)
-    try:
-        torch.save(content, path)
-    finally:
-        for name in names:
-            del sys.modules[name]
+    save_checkpoint(content, str(path))
     return path

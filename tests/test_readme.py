@@ -74,5 +74,9 @@ def test_make_targets_exist(target):
     [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\((?!http)([^)]+)\)", text)],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_links_lead_to_files(page, link):
-    assert (page.parent / link).is_file()
+def test_links_lead_to_files_and_their_headings(page, link):
+    file, _, heading = link.partition("#")
+    assert (page.parent / file).is_file()
+    titles = re.findall(r"^#+ (.*)$", (page.parent / file).read_text(), re.MULTILINE) if heading else []
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+    assert not heading or heading in anchors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -199,16 +199,13 @@ def _is_merged(
     )
 
 
-def soma_backbone(
-    state: Mapping[str, Tensor], base: Mapping[str, Tensor], progress: Callable[[list[str]], Iterable[str]] = iter
-) -> Converted:
+def soma_backbone(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Converted:
     """The merged backbone of a SoMA checkpoint on its base, which has timm's names.
 
-    W = W0 - U_r S_r V_r' + B A with the r smallest singular triplets of W0, in float64; r is the rank of the factors.
-    q, k and v are computed separately; timm has them in one weight. The biases are the checkpoint's.
-
-    Args:
-        progress: wraps the list of layers while they are decomposed.
+    W = W0 + B A, in float64. The paper has W0 - U_r S_r V_r' + B A, without the r smallest singular triplets of W0; but
+    the released code computes the SVD when it builds the model, of random weights, and loads W0 into the frozen weight
+    afterwards, so that nothing is missing from it. q, k and v have factors of their own; timm has them in one weight.
+    The biases are the checkpoint's.
 
     Raises:
         UserError: there are no such factors, one is missing, or the shapes are not those of the base.
@@ -220,14 +217,14 @@ def soma_backbone(
         raise UserError(f"no factors of SoMA: no name like {prefix}blocks.8.attn.q{end}")
     weights = {name: value.clone() for name, value in base.items()}
     origin: dict[str, list[str]] = {name: [] for name in weights}
-    for layer in progress(layers):
+    for layer in layers:
         names = [f"{prefix}{layer}.{part}" for part in ("lora_B.weight", "lora_A.weight", "bias")]
         if missing := [name for name in names if name not in state]:
             raise UserError(f"incomplete factors: {', '.join(missing)} missing")
         up, down, bias = (state[name].double() for name in names)
         for kind in ("weight", "bias"):
             place, part = _part(weights, layer, kind)
-            made = _without_minor(part.double(), len(down)) + up @ down if kind == "weight" else bias
+            made = part.double() + up @ down if kind == "weight" else bias
             if made.shape != part.shape:
                 raise UserError(
                     f"{prefix}{layer}: a {kind} of shape {tuple(made.shape)}, but {tuple(part.shape)} in --base; give "
@@ -246,9 +243,3 @@ def _part(weights: Mapping[str, Tensor], layer: str, kind: str) -> tuple[str, Te
         raise UserError(f"{layer}: --base has no {place}; give the weights that the training started from")
     whole = weights[place]
     return place, whole.chunk(3)["qkv".index(fused[2])] if fused else whole
-
-
-def _without_minor(weight: Float64[Tensor, "out in"], rank: int) -> Float64[Tensor, "out in"]:
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    minor: Tensor = (left[:, -rank:] * values[-rank:]) @ right[-rank:]
-    return weight - minor
