@@ -13,6 +13,7 @@ other trained tensors of the backbone. Only methods set `requires_grad` in a bac
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ class MethodSettings(BaseModel):
 S = TypeVar("S", bound=MethodSettings)
 
 
-class Method(Generic[S]):
+class Method(ABC, Generic[S]):
     """One method. A subclass defines `settings` and `_attach`, and overrides what differs from the defaults here.
 
     name: the method's name in a recipe.
@@ -72,8 +73,9 @@ class Method(Generic[S]):
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.name} on {backbone.model_name}: {error}") from error
 
+    @abstractmethod
     def _attach(self, backbone: Backbone, settings: S, draw: bool, cache_factors: bool) -> None:
-        raise NotImplementedError
+        """Put the adapters on a frozen backbone; arguments as in `attach`."""
 
     def keep(self, backbone: Backbone, settings: S) -> None:
         """Add the modules that stay after merging to a bare backbone, without their values; most methods have none."""
@@ -183,9 +185,9 @@ class PeftMethod(Method[S]):
             for name, module in model.get_base_model().named_modules():
                 yield from self._layer_updates(name, module)
 
+    @abstractmethod
     def _layer_updates(self, name: str, module: nn.Module) -> Iterator[Update]:
         """The updates of one layer; none if the module is not adapted."""
-        raise NotImplementedError
 
 
 def load_trained(model: nn.Module, file: Path, needed: set[str]) -> None:

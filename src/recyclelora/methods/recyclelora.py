@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 from peft import get_peft_model
@@ -41,9 +42,9 @@ class RecycleLoraSettings(MethodSettings):
 class Directions(PeftMethod[S]):
     """The base of all methods that use RecycleLoRA's layers, whatever directions they start from."""
 
+    @abstractmethod
     def config(self, backbone: Backbone, settings: S) -> RecycleLoraConfig:
         """The settings of the adapter."""
-        raise NotImplementedError
 
     def _attach(self, backbone: Backbone, settings: S, draw: bool, cache_factors: bool) -> None:
         config = self.config(backbone, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Turns the backbone's feature maps into logits of the classes, and computes the training loss.
 
     FINAL_NORM: whether it takes features after the backbone's final norm.
@@ -22,12 +23,13 @@ class Head(nn.Module):
     FINAL_NORM: ClassVar[bool]
     PYRAMID: ClassVar[bool]
 
+    @abstractmethod
     def forward(
         self, features: list[Float[Tensor, "b _ _ _"]], size: tuple[int, int]
     ) -> Float[Tensor, "b classes h w"]:
         """Logits at `size` = (h, w), in float32 or more; the class of a pixel is the one with the highest logit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(
         self,
         features: list[Float[Tensor, "b _ _ _"]],
@@ -39,7 +41,6 @@ class Head(nn.Module):
         Args:
             keys: one number per image, which seeds the random choices of the loss.
         """
-        raise NotImplementedError
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
