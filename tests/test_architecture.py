@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import recyclelora
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "recyclelora"
 
@@ -79,6 +81,16 @@ def test_the_adapter_imports_only_its_seven_packages(path):
         first, *rest = name.split(".")
         assert first in CORE | {"recyclelora"} | sys.stdlib_module_names, name
         assert first != "recyclelora" or rest[0] in ("adapter", "errors", "files"), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "adapter").glob("*.py")), ids=lambda p: p.name)
+def test_the_adapters_tests_need_no_other_room(path):
+    for name in imports(path):
+        assert (
+            not name.startswith("recyclelora.")
+            or name.split(".")[1] in ("adapter", "errors", "files")
+            or (name.removeprefix("recyclelora.") in recyclelora.__all__)
+        ), name
 
 
 ALONE = """

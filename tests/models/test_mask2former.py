@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import make_reference
+from recyclelora import param_groups
 from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
 from recyclelora.models.heads import mask2former
@@ -174,3 +175,16 @@ def test_compiled_decoders_give_the_same_loss():
 def test_a_checkpoint_without_a_head_is_refused():
     with pytest.raises(UserError, match="holds no head"):
         head_state({"backbone.weight": torch.zeros(1)})
+
+
+def test_norms_positions_and_levels_of_the_published_head_are_not_decayed():
+    with torch.device("meta"):
+        head = Mask2FormerHead([48] * 4, 5)
+    undecayed = next(g for g in param_groups(head, 1e-4, 0.05) if g["name"] == "undecayed")
+    chosen = {id(p) for p in undecayed["params"]}
+    names = {n for n, p in head.named_parameters() if id(p) in chosen}
+    norms = ("norm", "input_projections", "adapter_1.1", "layer_1.1")
+    assert {n for n in names if not any(part in n for part in norms)} == {
+        "transformer_module.queries_embedder.weight", "transformer_module.level_embed.weight",
+    }  # fmt: skip
+    assert not any(n.endswith(".0.weight") for n in names)  # convolutions next to their norms
