@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -567,3 +569,13 @@ def test_a_method_is_added_by_one_file_and_one_name(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("recyclelora.methods.norms_alone", None)
         vars(recyclelora.methods).pop("norms_alone", None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_docs_name_the_paper_of_every_method(name):
+    table = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    written = name if name != "recyclelora-sub" else "-sub"  # in the row of recyclelora-main
+    (row,) = (line for line in table.splitlines() if line.startswith("| `") and f"`{written}`" in line.split("|")[1])
+    for number in re.findall(r"\d{4}\.\d{5}", get_method(name).paper):
+        assert number in row or "the paper's ablation" in row
+    assert bool(get_method(name).paper) == (name not in ("frozen", "full"))
