@@ -164,9 +164,16 @@ def test_every_test_file_stands_for_a_module():
     known = {p.stem.lstrip("_") for p in modules()} | {p.parent.name for p in modules()}
     known |= {p.stem for p in (ROOT / "benchmarks").glob("*.py")}
     known |= {"architecture", "frame", "readme", "command_line", "typing"}  # of the whole project
-    known |= {"data_files", "check_report", "golden", "processes", "results"}  # names that are taken, parts of a module
+    known |= {
+        "data_files",
+        "check_report",
+        "adapter_targets",
+        "golden",
+        "processes",
+        "results",
+    }  # names that are taken, parts of a module
     for path in (ROOT / "tests").rglob("test_*.py"):
-        assert "journeys" in path.parts or path.stem.removeprefix("test_") in known, path.name
+        assert {"journeys", "conformance"} & set(path.parts) or path.stem.removeprefix("test_") in known, path.name
 
 
 def test_tests_lie_in_the_rooms_of_what_they_test():

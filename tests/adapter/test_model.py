@@ -8,10 +8,10 @@ import warnings
 import pytest
 import timm
 import torch
-from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from recyclelora import RecycleLoraConfig, param_groups
+from recyclelora import RecycleLoraConfig, param_groups, to_lora
 from recyclelora.adapter import RecycleLoraLayer
 from recyclelora.adapter.factors import initial_factors_of_stack, one_hot
 from vits import images, tiny_vit, train
@@ -68,9 +68,11 @@ def test_equals_the_residual_form_of_the_paper(decomposition):
     for name, layer in layers(model).items():
 
         def factors(of):
-            A = torch.cat([of.recycle_A_main["default"], of.recycle_A_sub["default"]]).double()
-            B = torch.cat([of.recycle_B_main["default"], of.recycle_B_sub["default"]], 1).double()
-            return B @ A
+            rows = of.recycle_A0["default"] if decomposition == "svd" else None
+            A0 = one_hot(of.recycle_index["default"], of.in_features) if rows is None else rows
+            A = torch.cat([of.recycle_delta_A_main["default"], of.recycle_delta_A_sub["default"]]) + A0
+            B = torch.cat([of.recycle_delta_B_main["default"], of.recycle_delta_B_sub["default"]], 1)
+            return (B + of.recycle_B0["default"]).double() @ A.double()
 
         s = 1 / 11
         W0 = layer.base_layer.weight.double()
@@ -130,8 +132,6 @@ def test_loads_in_another_process_without_factorising(tmp_path, request, trainab
 
 
 def test_plain_lora_computes_the_same_where_recyclelora_is_never_imported(tmp_path, request):
-    from recyclelora import to_lora
-
     model = trained()
     to_lora(model, tmp_path / "plain")
     sees_no_package = "sys.modules['recyclelora'] = None  # importing it would fail"
@@ -153,13 +153,19 @@ def test_a_continued_training_equals_one_that_was_not_saved(tmp_path):
     assert torch.equal(output(model), output(again))
 
 
-def test_an_adapter_whose_directions_were_not_loaded_gives_nan(tmp_path):
-    model = adapted()
+def test_an_adapter_that_was_never_loaded_raises(tmp_path):
+    model = trained()
     model.save_pretrained(tmp_path)
     config = RecycleLoraConfig.from_pretrained(tmp_path)
     assert config.init_weights is False
     assert model.peft_config["default"].init_weights is True
-    assert output(get_peft_model(tiny_vit(), config)).isnan().all()
+    fresh = get_peft_model(tiny_vit(), config)
+    assert all((layer.recycle_index["default"] == -1).all() for layer in layers(fresh).values())
+    for use in (lambda: output(fresh), fresh.merge_adapter, lambda: to_lora(fresh, tmp_path / "plain")):
+        with pytest.raises(ValueError, match=r"adapter 'default' has no values: .* init_weights=True"):
+            use()
+    set_peft_model_state_dict(fresh, load_file(tmp_path / "adapter_model.safetensors"))
+    assert torch.equal(output(fresh), output(model))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -194,7 +200,7 @@ def test_merge_and_unload_leaves_a_plain_model():
 def test_safe_merge_refuses_a_broken_adapter():
     model = trained()
     layer = next(iter(layers(model).values()))
-    layer.recycle_B_sub["default"].data.fill_(torch.inf)
+    layer.recycle_delta_B_sub["default"].data.fill_(torch.inf)
     with pytest.raises(ValueError, match="adapter 'default' is broken"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, tiny_vit().blocks[0].attn.qkv.weight)
@@ -411,5 +417,6 @@ def test_the_adapter_file_holds_only_the_adapter(tmp_path):
     adapted().save_pretrained(tmp_path)
     names = {key.rsplit(".", 1)[-1] for key in load_file(tmp_path / "adapter_model.safetensors")}
     assert names == {
-        "recycle_A_main", "recycle_B_main", "recycle_A_sub", "recycle_B_sub", "recycle_B0", "recycle_index",
+        "recycle_delta_A_main", "recycle_delta_B_main", "recycle_delta_A_sub", "recycle_delta_B_sub",
+        "recycle_B0", "recycle_index", "recycle_scale",
     }  # fmt: skip

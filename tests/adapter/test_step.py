@@ -9,7 +9,7 @@ from torch import nn
 from recyclelora import RecycleLoraConfig
 from recyclelora.adapter import RecycleLoraLayer
 from recyclelora.adapter.factors import one_hot
-from recyclelora.adapter.step import AdaptedLinear
+from recyclelora.adapter.step import adapted_linear
 from saved import saved_bytes
 from vits import images, tiny_vit
 
@@ -18,7 +18,7 @@ SCALE = 0.3
 
 
 def inputs(form, bias=True, dtype=torch.float64, batch=(2, 5), n=9, m=7):
-    """x, W0, b, B0, A0 and the factors A_main, A_sub, B_main, B_sub."""
+    """x, W0, b, B0, A0 and the differences D_A_main, D_A_sub, D_B_main, D_B_sub."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -32,15 +32,15 @@ def inputs(form, bias=True, dtype=torch.float64, batch=(2, 5), n=9, m=7):
     return x, draw(m, n), draw(m).requires_grad_() if bias else None, draw(m, r), A0, *A, *B
 
 
-def residual_form(x, weight, bias, B0, A0, *factors):
+def residual_form(x, weight, bias, B0, A0, *differences):
     """W_res x + s B A x, of plain operations."""
-    A, B = torch.cat(factors[:2]), torch.cat(factors[2:], 1)
     dense = A0 if A0.is_floating_point() else one_hot(A0, x.shape[-1], x.dtype)
+    A, B = dense + torch.cat(differences[:2]), B0 + torch.cat(differences[2:], 1)
     return F.linear(x, weight + SCALE * (B @ A - B0 @ dense), bias)
 
 
-def fused(x, weight, bias, B0, A0, *factors):
-    return AdaptedLinear.apply(x, weight, bias, SCALE, B0, A0, *factors)
+def fused(x, weight, bias, B0, A0, *differences):
+    return adapted_linear(x, weight, bias, SCALE, B0, A0, *differences)
 
 
 @pytest.mark.parametrize("form", ["rrqr", "svd"])
@@ -58,6 +58,26 @@ def test_values_and_gradients_are_those_of_the_residual_form(form, bias):
 @pytest.mark.parametrize("form", ["rrqr", "svd"])
 def test_gradients_are_those_of_finite_differences(form):
     assert torch.autograd.gradcheck(fused, inputs(form))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("form", ["rrqr", "svd"])
+def test_the_backward_pass_can_itself_be_differentiated(form, frozen):
+    """Also with a frozen adapter, where only the input has a gradient."""
+    arguments = inputs(form, batch=(2, 3), n=6, m=5)
+    if frozen:
+        arguments = [a if i in (0, 2) or a is None else a.detach() for i, a in enumerate(arguments)]
+    assert torch.autograd.gradgradcheck(fused, arguments)
+
+
+@pytest.mark.parametrize("batch", [(), (6,), (2, 3)])
+def test_the_output_may_be_changed_in_place(batch):
+    arguments = inputs("rrqr", batch=batch)
+    y = fused(*arguments)
+    y += 1
+    y.relu_().sum().backward()
+    expected = torch.autograd.grad((residual_form(*arguments) + 1).relu().sum(), arguments[5])
+    torch.testing.assert_close(arguments[5].grad, expected[0], atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [(), (6,), (2, 3, 4), (0, 3)])
@@ -85,10 +105,10 @@ def test_an_input_without_gradient_gets_none():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_gradient_of_the_input_is_the_bases_own_at_the_start(autocast):
     x, weight, _, B0, A0, *_ = inputs("rrqr", dtype=torch.float32)
-    A = [part.requires_grad_() for part in one_hot(A0, 9).split(RANKS)]
-    B = [part.requires_grad_() for part in B0.split(RANKS, 1)]
+    D_A = [torch.zeros(r, 9, requires_grad=True) for r in RANKS]
+    D_B = [torch.zeros(7, r, requires_grad=True) for r in RANKS]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y, base = fused(x, weight, None, B0, A0, *A, *B), F.linear(x, weight)
+        y, base = fused(x, weight, None, B0, A0, *D_A, *D_B), F.linear(x, weight)
     assert torch.equal(y, base)
     grad = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(base, x, grad)[0])
@@ -98,8 +118,8 @@ def test_low_precision_loses_nothing_of_a_small_change():
     """The change of the output after a small step, in bfloat16 autocast, against float64."""
     x, weight, _, B0, A0, *_ = inputs("rrqr", dtype=torch.float64, batch=(64,), n=48, m=32)
     step = torch.Generator().manual_seed(1)
-    A = [part + 1e-3 * torch.randn(part.shape, generator=step) for part in one_hot(A0, 48, torch.float64).split(RANKS)]
-    B = [part + 1e-3 * torch.randn(part.shape, generator=step) for part in B0.split(RANKS, 1)]
+    A = [1e-3 * torch.randn(r, 48, generator=step, dtype=torch.float64) for r in RANKS]
+    B = [1e-3 * torch.randn(32, r, generator=step, dtype=torch.float64) for r in RANKS]
     zero = torch.zeros_like(weight)
     exact = fused(x, zero, None, B0, A0, *A, *B)
     with torch.autocast("cpu", torch.bfloat16):
@@ -183,7 +203,7 @@ def test_what_is_not_a_plain_linear_layer_is_left_to_the_base():
     layer = model.base_model.model[0]
     assert isinstance(layer, RecycleLoraLayer)
     with torch.no_grad():
-        layer.recycle_B_main["default"] += 0.1
+        layer.recycle_delta_B_main["default"] += 0.1
     plain = model(x)
     layer.base_layer.weight.requires_grad_(True)
     trained = model(x)

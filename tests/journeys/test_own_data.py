@@ -204,7 +204,8 @@ def test_a_checkpoint_holds_what_is_trained_and_not_the_base(recipe, tmp_path):
     names = list(SafetensorsCheckpointIO().load_checkpoint(run.checkpoint)["state_dict"])
     assert names
     assert all(".recycle_" in name or name.startswith("segmenter.head.") for name in names)
-    parts = ("recycle_A_main", "recycle_B_main", "recycle_A_sub", "recycle_B_sub", "recycle_B0", "recycle_index")
+    parts = [f"recycle_delta_{factor}_{role}" for role in ("main", "sub") for factor in "AB"]
+    parts += ["recycle_B0", "recycle_index", "recycle_scale"]
     assert all(any(part in name for name in names) for part in parts)
 
 

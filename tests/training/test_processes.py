@@ -66,7 +66,7 @@ def test_gradients_of_two_processes_are_those_of_one(head, tmp_path):
     mp.spawn(one_of_two, (head, str(tmp_path / "gradients.pt")), nprocs=2)
     two, one = torch.load(tmp_path / "gradients.pt"), gradients(Loss(head), slice(0, 4))
     assert two.keys() == one.keys()
-    assert any(".recycle_A_main." in name for name in one)
+    assert any(".recycle_delta_A_main." in name for name in one)
     largest = max(value.abs().max() for value in one.values())
     for name, value in one.items():
         assert (two[name] - value).norm() <= 1e-4 * value.norm() + 1e-7 * largest, name

@@ -23,7 +23,8 @@ r_main = r_sub = 1, sub starts from the first column of W0 (B0 = e_0, A0 = e_0')
     targets.py    which layers of which models are adapted by default
     config.py     the settings             layer.py   the adapted layer           step.py   its forward and backward
     base.py       layers as matrices       model.py   the tuner: finds the layers and replaces them
-    optim.py      parameter groups         portable.py   the adapter as a plain LoRA
+    optim.py      parameter groups         stored.py     what a saved adapter has to hold
+    portable.py   the adapter as a plain LoRA
 """
 
 from recyclelora.adapter.config import RecycleLoraConfig

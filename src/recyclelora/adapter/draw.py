@@ -28,9 +28,10 @@ def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[
     Raises:
         ValueError: see `recyclelora.adapter.factors.initial_factors`; the message begins with the layer's name.
     """
+    ranks = {key: config.of_layer(key).ranks for key in weights}
     for key, weight in weights.items():
         with _naming([key]):
-            check_ranks(tuple(weight.shape), config.r_main, config.r_sub)
+            check_ranks(tuple(weight.shape), *ranks[key])
     drawn: dict[str, Factors] = {}
     together = {key for key, weight in weights.items() if config.decomposition == "rrqr" and _is_on_gpu(weight)}
     alone = sorted(weights.keys() - together, key=lambda key: (-_work(weights[key]), key))
@@ -39,11 +40,11 @@ def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[
         one_blas_thread(),
         ThreadPoolExecutor(min(len(alone), _cores()) or 1) as pool,
     ):
-        jobs = {pool.submit(_factors, [weights[key]], config): key for key in alone}
+        jobs = {pool.submit(_factors, [weights[key]], ranks[key], config): key for key in alone}
         try:
-            for keys in _stacks({key: weights[key] for key in weights if key in together}):
+            for keys in _stacks({key: weights[key] for key in weights if key in together}, ranks):
                 with _naming(keys):
-                    drawn |= zip(keys, _factors([weights[key] for key in keys], config), strict=True)
+                    drawn |= zip(keys, _factors([weights[key] for key in keys], ranks[keys[0]], config), strict=True)
                 bar.update(len(keys))
             for job in as_completed(jobs):
                 with _naming([jobs[job]]):
@@ -62,13 +63,13 @@ def _naming(keys: list[str]) -> Iterator[None]:
         raise ValueError(f"layer {' or '.join(map(repr, keys))}: {error}") from error
 
 
-def _factors(weights: list[Tensor], config: RecycleLoraConfig) -> list[Factors]:
+def _factors(weights: list[Tensor], ranks: tuple[int, int], config: RecycleLoraConfig) -> list[Factors]:
     """The factors of one weight, or of several of one shape on one GPU; read from the cache if it has them."""
-    settings = (config.r_main, config.r_sub, config.decomposition)
+    settings = (*ranks, config.decomposition)
 
     def make(missing: list[Tensor]) -> list[Factors]:
         if config.decomposition == "rrqr" and _is_on_gpu(missing[0]):
-            return initial_factors_of_stack(missing, config.r_main, config.r_sub)
+            return initial_factors_of_stack(missing, *ranks)
         return [initial_factors(weight, *settings) for weight in missing]
 
     folder = factors_folder(config.cache_factors)
@@ -79,13 +80,13 @@ def _is_on_gpu(weight: Tensor) -> bool:
     return weight.is_cuda
 
 
-def _stacks(weights: dict[str, Tensor]) -> list[list[str]]:
-    """Names of weights, in groups of one shape on one device that fit into its memory at once."""
+def _stacks(weights: dict[str, Tensor], ranks: dict[str, tuple[int, int]]) -> list[list[str]]:
+    """Names of weights, in groups of one shape and rank on one device that fit into its memory at once."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for key, weight in weights.items():
-        groups.setdefault((tuple(weight.shape), weight.device), []).append(key)
+        groups.setdefault((tuple(weight.shape), weight.device, ranks[key]), []).append(key)
     stacks = []
-    for (shape, device), keys in groups.items():
+    for (shape, device, _), keys in groups.items():
         m, n = shape
         bytes_each = 8 * (4 * m * n + 2 * n * n + 3 * min(m, n) * n)
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**30

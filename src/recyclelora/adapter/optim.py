@@ -25,7 +25,7 @@ def role_of(name: str) -> str:
     `backbone` means inside a module of that name; a trained bias of an adapted layer counts as `adapter`.
     """
     for role in ("main", "sub"):
-        if f".recycle_A_{role}." in name or f".recycle_B_{role}." in name:
+        if f".recycle_delta_A_{role}." in name or f".recycle_delta_B_{role}." in name:
             return role
     if ".lora_" in name or ".base_layer.bias" in name:
         return "adapter"

@@ -59,11 +59,12 @@ class Directions(PeftMethod[S]):
             return
         base = weight_matrix(module.get_base_layer()).detach()
         for role, factors in module.factors_of("default").items():
-            A, B, A0, B0 = (factor.detach() for factor in factors)
+            D_A, D_B, A0, B0 = (factor.detach() for factor in factors)
             index = None
             if not A0.is_floating_point():
-                index, A0 = A0, one_hot(A0, A.shape[1], A.dtype)
-            delta = module.scaling["default"] * (B @ A - B0 @ A0)
+                index, A0 = A0, one_hot(A0, D_A.shape[1], D_A.dtype)
+            A, B = A0 + D_A, B0 + D_B
+            delta = module.scaling["default"] * (B @ D_A + D_B @ A0)
             yield Update(name, self._role_name(role), base, delta, B, A, index)
 
     def _role_name(self, role: str) -> str:

@@ -148,7 +148,9 @@ def _check_kind(weight: Tensor) -> None:
     if not weight.is_floating_point():
         raise ValueError(f"expected a floating-point weight, got {weight.dtype}")
     if weight.device.type == "meta":
-        raise ValueError("the weight is on the meta device and has no values; load the base model first")
+        raise ValueError(
+            "the weight is on the meta device and has no values: load the base model first, and offload it afterwards"
+        )
 
 
 def _check_finite(shape: tuple[int, ...], bad: int) -> None:
