@@ -115,14 +115,15 @@ def pillow(domain: Domain, index: int, augment: Augment, rng: np.random.Generato
 def pillow_crop(
     domain: Domain, image: np.ndarray, ids: np.ndarray, augment: Augment, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop in which no class covers too much, drawn as `Augment` does."""
-    for _ in range(10):
+    """A crop in which no class covers too much, drawn as `Augment` does: 10 are tried, an 11th is taken as it is."""
+    for attempt in range(11):
         top = int(rng.integers(ids.shape[0] - augment.height + 1))
         left = int(rng.integers(ids.shape[1] - augment.width + 1))
         window = slice(top, top + augment.height), slice(left, left + augment.width)
         labels = domain.labelling.to_train.astype(np.uint8)[ids[window]]
         counts = np.bincount(labels.ravel(), minlength=256)[:IGNORE]
-        if 0 < counts.max() <= augment.cat_max_ratio * counts.sum():
+        mixed = np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < augment.cat_max_ratio
+        if attempt == 10 or mixed:
             break
     return image[window], labels
 

@@ -15,8 +15,8 @@ import recyclelora
 # Left out: the adapter except its RRQR, as torch.compile does not trace wrapped functions, and the drawing of street
 # scenes, whose hundred thousands of small calls would take ten times as long.
 DATA = (
-    "check", "dataset", "decoding", "domain", "files", "label_maps", "labels", "layouts", "opening", "table",
-    "transforms",
+    "check", "class_counts", "dataset", "decoding", "domain", "files", "label_maps", "labels", "layouts", "opening",
+    "table", "transforms",
 )  # fmt: skip
 MODELS = ("backbone", "heads", "segmenter", "sliding", "plan")
 CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "streets.scene"]

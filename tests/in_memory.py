@@ -9,11 +9,11 @@ class Memory:
     """Images whose red channel is `red`, with `labels` in the ids of the data set."""
 
     def __init__(self, labels, red):
-        self.labels = labels
+        self.given = labels
         self.red = red
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.given)
 
     def name(self, index):
         return f"image {index}"
@@ -22,7 +22,13 @@ class Memory:
         return np.stack([self.red[index], *[np.full_like(self.red[index], index)] * 2], axis=-1)
 
     def read(self, index):
-        return self.image(index), self.labels[index]
+        return self.image(index), self.given[index]
+
+    def labels(self, index):
+        return self.given[index]
+
+    def stamp(self, index):
+        return f"{self.given[index].tolist()}"
 
     def fingerprint(self):
         return f"fingerprint of {len(self)}"

@@ -42,7 +42,7 @@ def test_the_defaults_are_the_published_settings():
     optim, adapter, augment = recipe.optim, recipe.adapter, recipe.augment
     assert (recipe.method, recipe.crop, recipe.batch_size, recipe.steps) == ("recyclelora", 512, 4, 40_000)
     assert (optim.lr, optim.sub_lr_ratio, optim.power) == (1e-4, 0.5, 0.9)
-    assert (optim.weight_decay, optim.final_weight_decay) == (0.05, 1e-5)
+    assert (optim.weight_decay, optim.final_weight_decay, optim.warmup) == (0.05, 1e-5, 0)
     assert (adapter.r_main, adapter.r_sub, adapter.decomposition) == (32, 4, "rrqr")
     assert (augment.scale, augment.cat_max_ratio, augment.flip, augment.photometric) == ((0.5, 2.0), 0.75, 0.5, True)
     plan = recipe.evaluation.plan("streets", recipe.crop, 16)
@@ -232,6 +232,11 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("evaluation: {scales: []}", ["evaluation.scales: ", "at least 1 item"]),
         ("evaluation: {stride: 0}", ["evaluation.stride: ", "greater than 0", "found 0"]),
         ("augment: {scale: [2, 0.5]}", ["augment: scale (2.0, 0.5) is not a range of positive numbers"]),
+        ("optim: {warmup: -1}", ["optim.warmup: ", "greater than or equal to 0", "-1"]),
+        (
+            "steps: 200\noptim: {warmup: 200}",
+            ["a warmup of 200 steps leaves none of 200 steps", "optim.warmup to fewer"],
+        ),
         ("devices: 3", ["batch_size 4 cannot be shared by 3 devices"]),
         ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr', 'svd' or 'weighted-svd'", "'qr'"]),
     ],
@@ -239,6 +244,44 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
 def test_wrong_settings_are_named_with_what_was_expected(write, lines, parts):
     path = write(f"sources: [streets]\n{lines}")
     refused(lambda: read_recipe(path), path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("{dat: a}", ["sources.0.data: Field required"]),
+        ("{data: a, imges: 3}", ["unknown key 'sources.0.imges'", "did you mean 'images'?"]),
+        ("{data: a, images: 0}", ["sources.0.images: ", "greater than 0", "found 0"]),
+        ("{data: a, rare_classes: {temprature: 1}}", ["'sources.0.rare_classes.temprature'", "'temperature'?"]),
+        ("{data: a, rare_classes: {temperature: 0}}", ["rare_classes.temperature: ", "greater than 0", "found 0"]),
+        ("{data: a, rare_classes: -0.1}", ["sources.0.rare_classes.temperature: ", "greater than 0", "found -0.1"]),
+        ("{data: a, rare_classes: often}", ["sources.0.rare_classes.temperature: ", "number", "'often'"]),
+        ("{data: a, rare_classes: true}", ["sources.0.rare_classes: ", "found True"]),
+        (
+            "{data: a, rare_classes: {min_pixels: -1}}",
+            ["rare_classes.min_pixels: ", "greater than or equal to 0", "-1"],
+        ),
+        ("{data: a, rare_classes: {min_pixels: 0.5}}", ["sources.0.rare_classes.min_pixels: ", "integer", "0.5"]),
+        ("{data: a, rare_classes: {min_crop_ratio: -1}}", ["min_crop_ratio: ", "greater than or equal to 0", "-1"]),
+    ],
+)
+def test_wrong_settings_of_a_source_are_named(write, source, parts):
+    path = write(f"sources: [{source}]")
+    refused(lambda: read_recipe(path), path, *parts)
+
+
+@pytest.mark.parametrize("short", ["0.01", "1e-2", "{}", "{temperature: 0.01, min_pixels: 3000}"])
+def test_rare_classes_are_those_of_daformer_and_may_be_one_number(write, short):
+    rare = read_recipe(write(f"sources: [{{data: a, rare_classes: {short}}}, b]")).sources[0].rare_classes
+    assert (rare.temperature, rare.min_pixels, rare.min_crop_ratio) == (0.01, 3000, 0.5)
+    recipe = make_recipe({"sources": [{"data": "a", "rare_classes": 3}, "b"]})
+    assert [source.rare_classes and source.rare_classes.temperature for source in recipe.sources] == [3, None]
+    assert make_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_a_shorter_training_asks_for_a_shorter_warm_up():
+    refused(lambda: read_recipe("c2acdc", {"steps": "100"}), "optim: a warmup of 10000 steps leaves none of 100 steps")
+    assert read_recipe("c2acdc", {"steps": "100", "optim.warmup": "25"}).optim.warmup == 25
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every method at a tiny size, with both heads, and runs made without training."""
+"""Every method at a tiny size, with every head, and runs made without training."""
 
 import torch
 
@@ -9,7 +9,7 @@ from recyclelora.runs.build import build
 from recyclelora.runs.run import Run, versions
 
 NAMES, COLOURS = ["ground", "sky", "tree"], [[90, 90, 90], [60, 120, 220], [0, 160, 40]]
-HEADS = {"linear": {}, "mask2former": SMALL_HEAD}
+HEADS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": SMALL_HEAD}
 
 ADAPTERS = {method: {"rank": 4, "alpha": 4.0} for method in METHODS}
 ADAPTERS |= {"frozen": {}, "full": {}, "rein": {"tokens": 4, "rank": 2}, "qr-lora": {"rank": 6}}
@@ -23,8 +23,8 @@ def tiny_recipe(method, head="linear", **values):
     adapter = ADAPTERS[method] | values.pop("adapter", {})
     own = {
         "sources": ["streets"], "method": method, "backbone": TINY, "adapter": adapter, "head": head,
-        "head_args": HEADS[head], "crop": 32 if head == "linear" else 64, "batch_size": 2, "steps": 2, "workers": 0,
-        "optim": {"lr": 0.01},
+        "head_args": HEADS[head], "crop": 64 if head == "mask2former" else 32, "batch_size": 2, "steps": 2,
+        "workers": 0, "optim": {"lr": 0.01},
     }  # fmt: skip
     return make_recipe(own | values)
 

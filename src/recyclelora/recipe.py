@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -38,17 +38,38 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class RareClassSettings(Settings):
+    """Rare-class sampling with DAFormer's settings; see `recyclelora.training.rare_classes`. A number: `temperature`.
+
+    A class is drawn, the rarer the more often: the lower `temperature`, the more so. Its image holds more than
+    `min_pixels` pixels of it. Up to 10 crops of it are tried until one holds more than `min_crop_ratio` times
+    `min_pixels`.
+    """
+
+    temperature: float = Field(0.01, gt=0)
+    min_pixels: int = Field(3000, ge=0)
+    min_crop_ratio: float = Field(0.5, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        number = isinstance(value, int | float | str) and not isinstance(value, bool)
+        return {"temperature": value} if number else value
+
+
 class SourceSettings(Settings):
     """One data set to train on, as `[LABEL:]NAME[=ROOT]`.
 
     `images` takes a random subset of this many images; it depends on the recipe's seed and is stored in the run.
     `weight` is the share of the samples, relative to the other sources: give one to all sources or to none. Without
-    weights, images are drawn uniformly.
+    weights, images are drawn uniformly. With `rare_classes`, the images of this source are drawn for its rare classes;
+    its share of the samples stays.
     """
 
     data: str
     images: int | None = Field(None, gt=0)
     weight: float | None = Field(None, gt=0)
+    rare_classes: RareClassSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -73,17 +94,20 @@ class BackboneSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """AdamW; polynomial learning rate to 0, cosine weight decay.
+    """AdamW; a polynomial learning rate that is 0 at the last step, cosine weight decay.
 
     `head_lr` is the head's learning rate, by default `lr`. The sub adapter learns at `sub_lr_ratio` times the main
-    one's rate and starts after the share `sub_start` of the steps. `average` is the decay of a moving average of the
-    trained weights, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
+    one's rate and starts after the share `sub_start` of the steps. Over the first `warmup` steps the rates rise
+    linearly; the polynomial begins after them. The weight decay goes from `weight_decay` to `final_weight_decay`; that
+    of adapters, norms and queries goes from 0 to `final_weight_decay`. `average` is the decay of a moving average of
+    the trained weights, which then is the model: 0.99 averages about the last 100 steps; 0 takes the last step.
     """
 
     lr: float = Field(1e-4, gt=0)
     head_lr: float | None = Field(None, gt=0)
     sub_lr_ratio: float = Field(0.5, ge=0)
     sub_start: float = Field(0.0, ge=0, lt=1)
+    warmup: int = Field(0, ge=0)
     power: float = Field(0.9, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     final_weight_decay: float = Field(1e-5, ge=0)
@@ -195,6 +219,11 @@ class Recipe(Settings):
             raise ValueError("sources: give every source a weight, or none")
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.devices} devices")
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim: a warmup of {self.optim.warmup} steps leaves none of {self.steps} steps after it; "
+                "set optim.warmup to fewer, or to 0"
+            )
         if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
             raise ValueError(f"augment: scale {self.augment.scale} is not a range of positive numbers")
         return self
@@ -267,10 +296,19 @@ def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def _known_keys(parents: tuple[Any, ...]) -> list[str]:
-    settings: type[BaseModel] = Recipe
+    """The keys of the group of settings at a place such as ("sources", 0, "rare_classes")."""
+    group: type[BaseModel] = Recipe
     for parent in parents:
-        settings = settings.model_fields[parent].annotation  # type: ignore[assignment]
-    return list(settings.model_fields)
+        if isinstance(parent, str):  # a number is a place in a list, whose items are one kind of group
+            group = _group(group.model_fields[parent].annotation) or group
+    return list(group.model_fields)
+
+
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings in a type such as `list[SourceSettings]` or `RareClassSettings | None`."""
+    if arguments := get_args(annotation):
+        return next(filter(None, map(_group, arguments)), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def read_value(key: str, text: str) -> Any:

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from recyclelora.data.dataset import TrainingDataset
+from recyclelora.data.dataset import Key, TrainingDataset
 from recyclelora.data.opening import open_domain
-from recyclelora.data.transforms import Augment
+from recyclelora.data.transforms import Augment, Wanted
 from recyclelora.errors import UserError
 
 CROP = 20
@@ -91,3 +91,20 @@ def test_domains_with_different_colours_are_trained_together(tmp_path):
     one = make_folder(tmp_path / "one", [1], classes="background 0 0 0\nrail\n")
     two = make_folder(tmp_path / "two", [2], classes="background 9 9 9\nrail\n")
     assert len(TrainingDataset([one, two], Augment(CROP))) == 2
+
+
+def test_a_sample_that_is_drawn_for_a_class_holds_it(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    labels = np.zeros((24, 100), np.uint8)
+    labels[:, 92:] = 1
+    Image.fromarray(np.zeros((24, 100, 3), np.uint8)).save(tmp_path / "images/a.png")
+    Image.fromarray(labels).save(tmp_path / "labels/a.png")
+    data = TrainingDataset([open_domain(f"folder={tmp_path}", "train")], Augment(CROP, cat_max_ratio=1.0), seed=2)
+    keys = [Key(number, 0, Wanted(1, 10)) for number in range(40)]
+    holding = [(data[key]["labels"] == 1).sum() > 10 for key in keys]
+    assert np.mean(holding) > 0.6 > 2 * np.mean([(data[key[:2]]["labels"] == 1).sum() > 10 for key in keys])
+    assert all(equal(data[key], data[key]) for key in keys[:5])
+    for key in keys[:5]:
+        expected = data.augment(*data.domains[0].read(0), np.random.default_rng((2, key.number)), key.wanted)
+        assert (data[key]["labels"].numpy() == expected[1]).all()

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from labelled_files import ids, palette_image, picture, refused, write, write_png16
 from recyclelora.data import decoding
-from recyclelora.data.decoding import read_image, read_labels
+from recyclelora.data.decoding import as_jpeg, read_image, read_labels
 
 
 def smooth(height=40, width=56, seed=0):
@@ -218,3 +218,10 @@ def test_labels_are_grey_values_palette_indices_or_bits(tmp_path):
     assert (read_labels(path) == (indices > 99)).all()
     write(path, smooth())
     refused(lambda: read_labels(path), path, "mode 'RGB' (3 channels)", "one channel of 8-bit ids")
+
+
+def test_an_image_goes_through_a_jpeg_as_through_a_file(tmp_path):
+    for number, image in enumerate((smooth(), smooth(41, 57), picture(1, 3), np.full((20, 20, 3), 77, np.uint8))):
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(image).save(path)
+        assert (as_jpeg(image) == read_image(path)).all()

@@ -87,3 +87,12 @@ def test_nothing_but_the_version_changes_a_fingerprint(monkeypatch):
     assert StreetScenes("fog", [3, 7]).fingerprint() == (
         "7d8e4809280245e63250a025d21cd8c8f22fe930a730ac8cde4b6e8f773e7e9a"
     )
+
+
+def test_labels_and_stamps_are_those_of_the_scene(rendered, tmp_path, monkeypatch):
+    source = StreetScenes("fog", [3, 7])
+    assert np.array_equal(source.labels(1), source.read(1)[1])
+    stamps = [source.stamp(0), source.stamp(1), StreetScenes("rain", [3]).stamp(0)]
+    assert StreetScenes("fog", [3], tmp_path).stamp(0) == stamps[0]
+    monkeypatch.setattr(streets, "VERSION", streets.VERSION + 1)
+    assert len({*stamps, source.stamp(0)}) == 4

@@ -1,6 +1,9 @@
+import os
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from label_references import TRAIN_IDS
 from labelled_files import MAKERS, WEATHER, palette_image, shot, stored_ids
@@ -78,11 +81,52 @@ def test_a_few_labels_of_gtav_are_brought_to_the_size_of_their_image(tmp_path):
     assert (trained == TRAIN_IDS["gtav"][wide[:, columns]]).all()
 
 
-def test_halving_is_bicubic_for_images_and_rounds_odd_sides_down(tmp_path):
-    root = MAKERS["mapillary"](tmp_path, count=1, size=(35, 21))
+def published_half(image, label, folder):
+    """What SoMA's `mapillary_resize.py` writes, read as mmsegmentation does: images with OpenCV, labels with Pillow."""
+    folder.mkdir()
+    for file, resampling in ((image, Image.BICUBIC), (label, Image.NEAREST)):
+        with Image.open(file) as whole:
+            whole.resize((whole.width // 2, whole.height // 2), resample=resampling).save(folder / file.name)
+    return cv2.imread(str(folder / image.name))[..., ::-1], np.array(Image.open(folder / label.name))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (35, 21), (2, 3), (131, 262)])
+def test_a_half_is_what_the_published_script_writes(tmp_path, size):
+    root = MAKERS["mapillary"](tmp_path / "mapillary", count=2, size=size)
     whole, half = (open_domain(f"{name}={root}", "val") for name in ("mapillary", "mapillary-half"))
-    image = whole.image(0)
-    assert (half.image(0) == cv2.resize(image, (17, 10), interpolation=cv2.INTER_CUBIC)).all()
-    assert half.read(0)[1].shape == (10, 17)
-    assert set(np.unique(half.read(0)[1])) <= set(np.unique(whole.read(0)[1]))
+    for index, pair in enumerate(half.source.pairs):
+        image, ids = published_half(pair.image, pair.label, tmp_path / f"half-{index}")
+        assert image.shape == (size[1] // 2, size[0] // 2, 3)
+        found, labels = half.read(index)
+        assert (found == image).all()
+        assert (half.image(index) == image).all()
+        assert (labels == TRAIN_IDS["mapillary"][ids]).all()
+        assert (half.source.labels(index) == ids).all()
     assert half.fingerprint() != whole.fingerprint()
+
+
+def test_a_side_of_one_pixel_stays_when_halved(tmp_path):
+    root = MAKERS["mapillary"](tmp_path, count=1, size=(9, 1))
+    image, labels = open_domain(f"mapillary-half={root}", "val").read(0)
+    assert image.shape[:2] == labels.shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_labels_are_read_without_their_images(tmp_path, name):
+    root = MAKERS[name](tmp_path)
+    source = open_domain(f"{name}={root}", "train").source
+    both = [source.read(index)[1] for index in range(2)]
+    for pair in source.pairs:
+        pair.image.unlink()
+    assert all((source.labels(index) == both[index]).all() for index in range(2))
+    assert source.labels(0).dtype == np.uint8
+
+
+def test_a_stamp_changes_when_its_label_is_written_again(tmp_path):
+    source = open_domain(f"gtav={MAKERS['gtav'](tmp_path)}", "train").source
+    first = [source.stamp(0), source.stamp(1)]
+    assert [source.stamp(0), source.stamp(1)] == first
+    facts = source.pairs[0].label.stat()
+    os.utime(source.pairs[0].label, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1_000_000))
+    assert source.stamp(0) != first[0]
+    assert source.stamp(1) == first[1]

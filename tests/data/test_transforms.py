@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recyclelora.data import transforms
 from recyclelora.data.labels import IGNORE
-from recyclelora.data.transforms import Augment, distort, rescaled_window
+from recyclelora.data.transforms import Augment, Wanted, distort, rescaled_window
 from recyclelora.errors import UserError
 
 
@@ -105,6 +105,25 @@ def test_image_is_resized_bilinearly_and_labels_to_the_nearest(size):
     assert (new_labels == cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST)).all()
 
 
+def mmseg_window(augment, labels, rng):
+    """The rule of mmsegmentation's `RandomCrop.crop_bbox`."""
+
+    def draw():
+        top = rng.integers(max(labels.shape[0] - augment.height, 0) + 1)
+        left = rng.integers(max(labels.shape[1] - augment.width, 0) + 1)
+        return np.s_[top : top + augment.height, left : left + augment.width]
+
+    window = draw()
+    if augment.cat_max_ratio < 1:
+        for _ in range(10):
+            ids, counts = np.unique(labels[window], return_counts=True)
+            counts = counts[ids != IGNORE]
+            if len(counts) > 1 and np.max(counts) / np.sum(counts) < augment.cat_max_ratio:
+                break
+            window = draw()
+    return window
+
+
 def whole_first(augment, image, labels, rng):
     """The published order, without distortion: rescale the whole, pad it, draw windows of it, flip."""
     height, width = augment.draw_size(*labels.shape, rng)
@@ -113,14 +132,7 @@ def whole_first(augment, image, labels, rng):
     border = (0, max(0, augment.height - height), 0, max(0, augment.width - width))
     image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     labels = cv2.copyMakeBorder(labels, *border, cv2.BORDER_CONSTANT, value=IGNORE)
-    for _ in range(10):
-        top = rng.integers(labels.shape[0] - augment.height + 1)
-        left = rng.integers(labels.shape[1] - augment.width + 1)
-        window = np.s_[top : top + augment.height, left : left + augment.width]
-        ids, counts = np.unique(labels[window], return_counts=True)
-        counts = counts[ids != IGNORE]
-        if len(counts) and counts.max() <= augment.cat_max_ratio * counts.sum():
-            break
+    window = mmseg_window(augment, labels, rng)
     image, labels = image[window], labels[window]
     return (image[:, ::-1], labels[:, ::-1]) if rng.random() < augment.flip else (image, labels)
 
@@ -236,8 +248,66 @@ def test_ratio_makes_uniform_crops_rarer():
 def test_crop_without_labelled_pixels_is_drawn_again():
     labels = np.full((40, 160), IGNORE, np.uint8)
     labels[:, 80:] = np.arange(40)[:, None] % 4
-    crops = [plain(40)(np.zeros((40, 160, 3), np.uint8), labels, rng(seed))[1] for seed in range(100)]
+    augment = plain(40, cat_max_ratio=0.99)
+    crops = [augment(np.zeros((40, 160, 3), np.uint8), labels, rng(seed))[1] for seed in range(100)]
     assert sum((crop == IGNORE).all() for crop in crops) <= 1
+
+
+def draws_of(augment, labels):
+    """How many windows are drawn from the labels in their own size."""
+    one, other = rng(5), rng(5)
+    augment.draw_window(labels, labels.shape, one)
+    for count in range(1, 20):
+        other.integers(labels.shape[0] - augment.height + 1)
+        other.integers(labels.shape[1] - augment.width + 1)
+        if other.bit_generator.state == one.bit_generator.state:
+            return count
+    raise AssertionError("another number of draws")
+
+
+def test_a_class_of_exactly_the_ratio_is_too_much_and_the_eleventh_crop_is_taken():
+    labels = np.tile(np.array([0, 0, 0, 1], np.uint8), (30, 30))  # three quarters of each crop of 20 columns
+    assert draws_of(plain(20, cat_max_ratio=0.75), labels) == 11
+    assert draws_of(plain(20, cat_max_ratio=0.76), labels) == 1
+    labels[:, :100] = 1  # whatever the crop is, it is taken
+    assert draws_of(plain(20, cat_max_ratio=0.5), labels) == 11
+
+
+def test_a_crop_of_one_class_is_drawn_again_unless_the_ratio_is_1():
+    labels = np.full((30, 90), 3, np.uint8)
+    labels[0, 0] = IGNORE
+    assert draws_of(plain(20, cat_max_ratio=0.999), labels) == 11
+    assert draws_of(plain(20, cat_max_ratio=1.0), labels) == 1
+
+
+@given(st.integers(0, 2**32), st.integers(0, 4), st.floats(0, 500))
+@settings(max_examples=60)
+def test_a_wanted_class_is_looked_for_in_ten_crops_of_any_scale(seed, label, pixels):
+    _, labels = sample(60, 80, seed)
+    augment = plain(30, scale=(0.5, 2.0), cat_max_ratio=0.75)
+    one, other = rng(seed), rng(seed)
+    found = augment.draw_crop(labels, one, Wanted(label, pixels))
+    for attempt in range(11):
+        size = augment.draw_size(60, 80, other)
+        resized = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        expected = resized[mmseg_window(augment, resized, other)]
+        if attempt < 10 and (expected == label).sum() > pixels:
+            break
+    assert found.size == size
+    assert (found.labels == expected).all()
+    assert one.bit_generator.state == other.bit_generator.state
+
+
+def test_a_wanted_class_is_more_often_in_the_crop():
+    image, labels = np.zeros((40, 160, 3), np.uint8), np.zeros((40, 160), np.uint8)
+    labels[:, 150:] = 1
+
+    def share(wanted):
+        crops = (plain(40)(image, labels, rng(seed), wanted)[1] for seed in range(200))
+        return np.mean([(crop == 1).sum() > 100 for crop in crops])
+
+    assert share(None) < 0.15
+    assert share(Wanted(1, 100)) > 0.5
 
 
 def test_wholly_ignored_image_still_gives_a_crop():
@@ -278,6 +348,35 @@ def test_distortion_stays_within_its_bounds():
     assert 0.4 < np.mean(np.abs(hues) <= 1) < 0.65
     assert hsv[:, 1].min() < 80  # of 127
     assert hsv[:, 1].max() > 180
+
+
+class OnlyHue(np.random.Generator):
+    """Random numbers that switch on nothing but the change of hue, whose steps it records."""
+
+    def __init__(self, seed):
+        super().__init__(np.random.PCG64(seed))
+        self.chances, self.steps = iter([0.9, 0.9, 0.1, 0.9, 0.1]), []
+
+    def random(self):
+        return next(self.chances)
+
+    def integers(self, low, high):
+        self.steps.append(int(super().integers(low, high)))
+        return self.steps[-1]
+
+
+def test_hue_moves_by_18_steps_down_to_17_up_as_published():
+    image, _ = sample(20, 20)
+    seen = set()
+    for seed in range(500):
+        draws = OnlyHue(seed)
+        changed = distort(image, draws)
+        (step,) = draws.steps
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + step) % 180
+        assert (changed == (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) if step else image)).all()
+        seen.add(step)
+    assert seen == set(range(-18, 18))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_train_evaluate_predict_load(command, recipe, town, tmp_path):
     assert (code, err) == (0, "")
     assert "6 steps done" in out
     settings = yaml.safe_load((run / "recipe.yaml").read_text())
-    assert settings["optim"] == {"head_lr": None, "sub_start": 0.0, "average": 0.0} | {
+    assert settings["optim"] == {"head_lr": None, "sub_start": 0.0, "average": 0.0, "warmup": 0} | {
         "lr": 0.003, "sub_lr_ratio": 0.5, "power": 0.9, "weight_decay": 0.05, "final_weight_decay": 1e-5,
     }  # fmt: skip
     info = json.loads((run / "run.json").read_text())

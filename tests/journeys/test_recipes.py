@@ -12,15 +12,15 @@ from recyclelora.runs.run import open_run
 from recyclelora.training.train import train
 
 GTAV, CITYSCAPES = ("gtav", 12403), ("cityscapes", None)
-PUBLISHED = {  # sources and images of each, r_sub, targets, crop, padding
-    "g2cbm": ([GTAV], 4, ["cityscapes", "bdd100k", "mapillary-half"], 512, "image"),
-    "gs2cbm": ([GTAV, ("synthia", None)], 4, ["cityscapes", "bdd100k", "mapillary-half"], 512, "image"),
+PUBLISHED = {  # sources and images of each, r_sub, targets, crop, padding, steps of the warm-up
+    "g2cbm": ([GTAV], 4, ["cityscapes", "bdd100k", "mapillary-half"], 512, "image", 0),
+    "gs2cbm": ([GTAV, ("synthia", None)], 4, ["cityscapes", "bdd100k", "mapillary-half"], 512, "normalised", 0),
     "gsu2cbm": (
         [GTAV, ("synthia", None), ("urbansyn", None)], 4, ["cityscapes", "bdd100k", "mapillary-half"], 512,
-        "normalised",
+        "normalised", 0,
     ),
-    "c2bm": ([CITYSCAPES], 2, ["bdd100k", "mapillary-half"], 512, "image"),
-    "c2acdc": ([CITYSCAPES], 2, ["acdc"] * 4, 1024, "image"),
+    "c2bm": ([CITYSCAPES], 2, ["bdd100k", "mapillary-half"], 512, "image", 0),
+    "c2acdc": ([CITYSCAPES], 2, ["acdc"] * 4, 1024, "normalised", 10_000),
 }  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def miniature(recipe):
         | {"backbone": {**values["backbone"], **TINY, "model_args": model_args}, "adapter": {"r_main": 8, "r_sub": 2}}
         | {"head_args": SMALL_HEAD if recipe.head == "mask2former" else {}, "crop": 64, "batch_size": 2, "steps": 2}
         | {"workers": 0, "limit": values["limit"] and 2, "evaluation": {"window": 64}}
+        | {"optim": {**values["optim"], "warmup": min(1, values["optim"]["warmup"])}}
     )
 
 
@@ -50,8 +51,9 @@ def test_every_recipe_is_tried(recipes):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_settings(name, recipes):
     recipe = read_recipe(recipes / f"{name}.yaml")
-    sources, r_sub, targets, crop, pad = PUBLISHED[name]
+    sources, r_sub, targets, crop, pad, warmup = PUBLISHED[name]
     assert [(parse_spec(s.data).name, s.images) for s in recipe.sources] == sources
+    assert not any(s.rare_classes for s in recipe.sources)
     assert (recipe.adapter.r_main, recipe.adapter.r_sub, recipe.adapter.alpha) == (32, r_sub, 1)
     assert [parse_spec(target).name for target in recipe.targets] == targets
     assert (recipe.crop, recipe.augment.pad, recipe.head, recipe.head_args) == (crop, pad, "mask2former", {})
@@ -63,7 +65,7 @@ def test_the_published_settings(name, recipes):
     )  # fmt: skip
     assert recipe.optim.model_dump() == {
         "lr": 1e-4, "head_lr": None, "sub_lr_ratio": 0.5, "sub_start": 0.0, "power": 0.9, "weight_decay": 0.05,
-        "final_weight_decay": 1e-5, "average": 0.0,
+        "final_weight_decay": 1e-5, "average": 0.0, "warmup": warmup,
     }  # fmt: skip
     assert recipe.augment.model_dump(exclude={"pad"}) == {
         "scale": (0.5, 2.0), "cat_max_ratio": 0.75, "flip": 0.5, "photometric": True,
@@ -87,3 +89,21 @@ def test_every_recipe_trains_and_is_scored(name, recipes, tmp_path, monkeypatch,
     result = json.loads((tmp_path / "scores.json").read_text())
     assert len(result["targets"]) == len(recipe.targets or target[1:])
     assert all(0 <= target["miou"] <= 1 for target in result["targets"])
+
+
+def test_a_users_folder_is_trained_on_with_its_rare_classes(town, recipe, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("RECYCLELORA_CACHE", str(tmp_path / "cache"))
+
+    def train_with(rare, *more):
+        sources = f"sources=[{{data: 'town:folder={town}', rare_classes: {rare}}}]"
+        return command("train", "--recipe", recipe, "--out", tmp_path / "run", "--set", sources, *more)
+
+    code, _, err = train_with("0.01")
+    assert code == 1
+    assert "town: rare_classes: min_pixels is 3000, but no image holds more than" in err
+    assert not (tmp_path / "run").exists()
+    code, _, err = train_with("{temperature: 0.1, min_pixels: 50}", "--set", "workers=2")
+    assert (code, err) == (0, "")
+    assert len(list((tmp_path / "cache" / "class-counts").iterdir())) == 1
+    (source,) = open_run(tmp_path / "run").recipe.sources
+    assert source.rare_classes.model_dump() == {"temperature": 0.1, "min_pixels": 50, "min_crop_ratio": 0.5}

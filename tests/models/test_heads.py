@@ -1,6 +1,7 @@
 """Heads of a segmenter: what their logits come from, and the loss against one computed by hand."""
 
 import math
+import subprocess
 import sys
 import types
 
@@ -18,6 +19,11 @@ from recyclelora.models.heads import HEADS, get_head
 from recyclelora.models.heads.head import Head
 from recyclelora.models.heads.linear import LinearHead
 from references import bilinear
+
+ARGS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": SMALL_HEAD}
+UPSCALED = {"linear": 1, "concat": 4}
+"""Heads with one logit per class and pixel, and by how much their logits are larger than the feature maps."""
+per_pixel = pytest.mark.parametrize("name", UPSCALED)
 
 
 def maps(*shapes, seed=0):
@@ -47,10 +53,14 @@ def test_heads_by_name():
         get_head("liner")
 
 
+def make(name, channels, classes):
+    torch.manual_seed(0)
+    return get_head(name)(channels, classes, **ARGS[name])
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_implements_the_interface(name):
-    sizes = SMALL_HEAD if name == "mask2former" else {}
-    head = get_head(name)([16] * 4, 3, **sizes)
+    head = make(name, [16] * 4, 3)
     assert isinstance(head, Head)
     features = maps(*[(2, 16, 4, 4)] * 4)
     assert head(features, (8, 12)).shape == (2, 3, 8, 12)
@@ -61,6 +71,46 @@ def test_every_head_implements_the_interface(name):
     loss.backward()
     assert all(p.grad is not None for p in head.parameters())
     assert head.loss(features, torch.full((2, 16, 16), IGNORE)).isfinite()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5), (3, 3), (3, 2), (5, 4)], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_images_of_a_few_patches_do_not_depend_on_the_batch(name, shape):
+    head = make(name, [16] * 4, 3)
+    size = (16 * shape[0], 16 * shape[1])
+    features, labels = maps(*[(2, 16, *shape)] * 4), random_labels((2, *size), 3)
+    logits = head(features, size)
+    for i in range(2):
+        torch.testing.assert_close(head([m[i : i + 1] for m in features], size), logits[i : i + 1])
+        loss = head.loss([m[i : i + 1] for m in features], labels[i : i + 1], [i])
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, list(head.parameters())))
+
+
+COMPILED = """
+import sys
+import recyclelora
+import torch
+from recyclelora.models.heads import get_head
+
+def backend(graph, inputs):
+    calls.append(graph)
+    return graph.forward
+
+for name, sizes in eval(sys.argv[1]).items():
+    head, calls = get_head(name)([16] * 4, 3, **sizes), []
+    features, labels = [torch.randn(2, 16, 4, 4) for _ in range(4)], torch.randint(3, (2, 64, 64))
+    exact = head.loss(features, labels, [7, 8])
+    head.compile(backend=backend)
+    torch.testing.assert_close(head.loss(features, labels, [7, 8]), exact, atol=1e-3, rtol=1e-5)
+    assert calls, name
+"""
+
+
+def test_compiled_heads_give_the_same_loss():
+    # In a process of its own: the compiler does not trace functions whose shapes are checked.
+    command = [sys.executable, "-c", COMPILED, repr({name: ARGS[name] for name in HEADS})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_new_head_is_a_file_and_a_name(monkeypatch):
@@ -80,25 +130,28 @@ def test_the_logits_are_a_linear_map_of_each_patch_of_the_last_feature_map():
     torch.testing.assert_close(head([early, last], (3, 4)), expected)
 
 
-def test_a_new_head_favours_no_class():
-    head = LinearHead([48], 19)
-    loss = head.loss(maps((2, 48, 4, 4)), random_labels((2, 16, 16), 19))
+@per_pixel
+def test_a_new_head_favours_no_class(name):
+    head = get_head(name)([48] * 4, 19)
+    loss = head.loss(maps(*[(2, 48, 4, 4)] * 4), random_labels((2, 16, 16), 19))
     assert loss.item() == pytest.approx(math.log(19), abs=0.05)
 
 
+@per_pixel
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 17), st.integers(1, 17), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_loss_is_the_cross_entropy_of_upsampled_logits_over_labelled_pixels(h, w, height, width, seed):
+def test_loss_is_the_cross_entropy_of_upsampled_logits_over_labelled_pixels(name, h, w, height, width, seed):
     height, width = max(h, height), max(w, width)
-    head = LinearHead([6], 4)
+    head = make(name, [6], 4)
     torch.nn.init.normal_(head.classifier.weight)
     features, labels = maps((2, 6, h, w), seed=seed), random_labels((2, height, width), 4, seed)
-    expected = cross_entropy(head(features, features[-1].shape[-2:]), labels)
+    expected = cross_entropy(head(features, (UPSCALED[name] * h, UPSCALED[name] * w)), labels)
     assert head.loss(features, labels).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_ignored_pixels_change_neither_the_loss_nor_its_gradient():
-    head, features = LinearHead([6], 4), maps((1, 6, 4, 4))
+@per_pixel
+def test_ignored_pixels_change_neither_the_loss_nor_its_gradient(name):
+    head, features = make(name, [6], 4), maps((1, 6, 4, 4))
     labels = random_labels((1, 4, 4), 4)
     wider, more = [torch.cat([features[0], 9 * features[0]], 2)], torch.full((1, 8, 4), IGNORE)
     more[:, :4] = labels
@@ -110,8 +163,24 @@ def test_ignored_pixels_change_neither_the_loss_nor_its_gradient():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_batch_without_labelled_pixels_costs_nothing_and_moves_nothing():
-    head = LinearHead([6], 4)
+@per_pixel
+def test_two_processes_have_the_loss_of_one(name, monkeypatch):
+    head, features, labels = make(name, [6], 4), maps((3, 6, 4, 4)), random_labels((3, 16, 16), 4)
+    labels[0, 4:] = IGNORE
+    expected = head.loss(features, labels)
+    parts, losses = [slice(0, 1), slice(1, 3)], []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for own, other in zip(parts, reversed(parts), strict=True):
+        elsewhere = (labels[other] != IGNORE).sum()
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda count, others=elsewhere: count.add_(others))
+        losses.append(head.loss([m[own] for m in features], labels[own]))
+    torch.testing.assert_close(sum(losses) / 2, expected)
+
+
+@per_pixel
+def test_a_batch_without_labelled_pixels_costs_nothing_and_moves_nothing(name):
+    head = make(name, [6], 4)
     (features,) = maps((2, 6, 3, 3))
     loss = head.loss([features.requires_grad_()], torch.full((2, 12, 12), IGNORE))
     loss.backward()
@@ -120,20 +189,22 @@ def test_a_batch_without_labelled_pixels_costs_nothing_and_moves_nothing():
         assert not tensor.grad.any()  # NaN would be something
 
 
-def test_the_loss_is_computed_in_float32():
-    head = LinearHead([6], 4).bfloat16()
-    features = [m.bfloat16() for m in maps((2, 6, 3, 3))]
+@per_pixel
+def test_the_loss_is_computed_in_float32_or_more(name):
     labels = random_labels((2, 12, 12), 4)
-    loss = head.loss(features, labels)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(cross_entropy(head(features, (3, 3)), labels), rel=1e-5)
+    native = (3 * UPSCALED[name], 3 * UPSCALED[name])
+    for own, of_loss in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        head, features = make(name, [6], 4).to(own), [m.to(own) for m in maps((2, 6, 3, 3))]
+        loss = head.loss(features, labels)
+        assert loss.dtype == of_loss
+        assert loss.item() == pytest.approx(cross_entropy(head(features, native), labels), rel=1e-5)
 
 
-def test_the_loss_falls_on_a_repeated_batch():
-    torch.manual_seed(0)
-    head, features = LinearHead([16], 3), maps((2, 16, 4, 4))
+@per_pixel
+def test_the_loss_falls_on_a_repeated_batch(name):
+    head, features = make(name, [16], 3), maps((2, 16, 4, 4))
     labels = random_labels((2, 4, 4), 3)
-    optimizer = torch.optim.Adam(head.parameters(), 0.1)
+    optimizer = torch.optim.Adam(head.parameters(), 0.1 / UPSCALED[name])
     before = head.loss(features, labels).item()
     for _ in range(60):
         optimizer.zero_grad()

@@ -28,7 +28,10 @@ def test_the_initial_head_is_the_same_for_every_method(method):
     assert same(build(tiny_recipe(method), 3).head, build(tiny_recipe("frozen"), 3).head)
 
 
-@pytest.mark.parametrize(("head", "indices", "norm"), [("linear", [1], True), ("mask2former", [0, 0, 0, 1], False)])
+@pytest.mark.parametrize(
+    ("head", "indices", "norm"),
+    [("linear", [1], True), ("concat", [0, 0, 0, 1], True), ("mask2former", [0, 0, 0, 1], False)],
+)
 def test_a_head_says_which_features_it_takes(head, indices, norm):
     backbone = bare(tiny_recipe("frozen", head), 3).backbone
     assert backbone.indices == indices

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from schedules import of_mmengine
 
 import recyclelora
 from labelled_files import refused
 from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.methods import METHODS
 from recyclelora.recipe import make_recipe
-from recyclelora.training.module import SegmentationModule, cosine, polynomial
+from recyclelora.training.module import SegmentationModule
 from recyclelora.training.recorder import Recorder
-from recyclelora.training.train import train
+from recyclelora.training.train import decisive, train
 from tiny_methods import ADAPTERS
 
 BASE = {
@@ -62,6 +63,7 @@ def same(a, b):
         {"optim.final_weight_decay": 0.5}, {"augment.scale": [1.0, 1.0]}, {"augment.cat_max_ratio": 0.55},
         {"augment.flip": 0.0}, {"optim.head_lr": 0.01}, {"optim.average": 0.5}, {"optim.sub_start": 0.5},
         {"adapter.scaling": "sqrt-rank"}, {"augment.photometric": False}, {"precision": "64-true"},
+        {"optim.warmup": 2},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -84,8 +86,9 @@ def test_the_average_moves_by_more_at_first_and_the_sub_adapter_starts_late(sour
         first, second, third, fourth = (head[name] for head in heads)
         expected = first.lerp(second, 9 / 11).lerp(third, 0.75).lerp(fourth, 0.75)
         torch.testing.assert_close(saved[name], expected, atol=1e-7, rtol=1e-6)
-    assert [each["sub"] > 0 for each in rates] == [False, False, True, True]
-    assert [each["sub"] / each["main"] for each in rates[2:]] == pytest.approx([0.5, 0.5])
+    assert [each["sub"] > 0 for each in rates] == [False, False, True, False]
+    assert [each["main"] > 0 for each in rates] == [True, True, True, False]
+    assert rates[2]["sub"] / rates[2]["main"] == pytest.approx(0.5)
 
 
 def test_mask2former_is_trained_and_loaded(sources, tmp_path):
@@ -155,6 +158,27 @@ def test_a_second_source_is_trained_on(base, sources, tmp_path):
     assert not same(base, trained(tmp_path / "run", sources, {}))
 
 
+RARE = {"temperature": 0.1, "min_pixels": 700}
+
+
+@pytest.mark.parametrize(
+    "change", [RARE, {**RARE, "temperature": 100.0}, {**RARE, "min_pixels": 600}, {**RARE, "min_crop_ratio": 3.0}]
+)
+def test_every_setting_of_rare_classes_changes_the_result(change, sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECYCLELORA_CACHE", str(tmp_path / "cache"))
+    before = sources[0] if change == RARE else {"data": sources[0], "rare_classes": RARE}
+    after = {"data": sources[0], "rare_classes": change}
+    more = {"batch_size": 6}  # so that a draw of each class is among them
+    assert not same(trained(tmp_path / "a", [before], more), trained(tmp_path / "b", [after], more))
+
+
+def test_a_wrong_setting_of_rare_classes_stops_before_anything_is_written(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECYCLELORA_CACHE", str(tmp_path / "cache"))
+    rare = [{"data": sources[0], "rare_classes": 0.01}]
+    refused(lambda: trained(tmp_path / "run", rare, {}), "a: rare_classes: min_pixels is 3000", "lower min_pixels")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_nan_or_infinite_loss_stops_the_training(sources, tmp_path):
     from recyclelora import UserError
 
@@ -162,31 +186,56 @@ def test_a_nan_or_infinite_loss_stops_the_training(sources, tmp_path):
         trained(tmp_path / "run", sources[:1], {"optim.lr": 1e30, "steps": 10})
 
 
-def test_weight_decay_follows_its_schedule_on_the_head_only(sources, tmp_path, monkeypatch):
-    from recyclelora.training import module
-
-    seen = []
-    untouched = module.SegmentationModule.training_step
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 0), (6, 3)])
+def test_rates_and_weight_decays_of_a_training_are_those_of_mmengine(steps, warmup, sources, tmp_path, monkeypatch):
+    seen, untouched = [], SegmentationModule.training_step
 
     def watch(self, *args):
         groups = self.trainer.optimizers[0].param_groups
         seen.append({group["name"]: (group["lr"], group["weight_decay"]) for group in groups})
         return untouched(self, *args)
 
-    monkeypatch.setattr(module.SegmentationModule, "training_step", watch)
-    trained(tmp_path / "run", sources[:1], {"steps": 4})
-    assert [step["main"] for step in seen] == [(pytest.approx(0.003 * (1 - k / 4) ** 0.9), 0.0) for k in range(4)]
-    assert [step["sub"][0] for step in seen] == pytest.approx([step["main"][0] / 2 for step in seen])
-    assert seen[0]["other"] == (0.003, 0.05)
-    assert seen[2]["other"][1] == pytest.approx((0.05 + 1e-5) / 2)
+    monkeypatch.setattr(SegmentationModule, "training_step", watch)
+    change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64, "steps": steps}
+    trained(tmp_path / "run", sources[:1], {**change, "optim.warmup": warmup, "optim.power": 0.9})
+    first = {"main": (0.003, 0), "sub": (0.0015, 0), "other": (0.003, 0.05), "undecayed": (0.003, 0)}
+    expected = of_mmengine(first.values(), steps, warmup=warmup)
+    assert len(seen) == steps
+    for found, each in zip(seen, expected, strict=True):
+        for name, values in zip(first, each, strict=True):
+            assert found[name] == pytest.approx(values, abs=1e-12), name
+    if steps > 1:
+        assert seen[0]["main"][1] == 0 < seen[-1]["main"][1] < 1e-5
+        assert {rate for rate, _ in seen[-1].values()} == {0.0}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_path, monkeypatch):
-    recipe = make_recipe(
-        {**BASE, "sources": sources[:1], "method": method, "adapter": ADAPTERS[method], "steps": 4}
-        | {"checkpoint_every": 2, "optim": {"lr": 0.003, "average": 0.9}}
-    )
+def test_the_last_step_changes_no_weight_and_a_single_step_does(sources, tmp_path, monkeypatch):
+    weights, step = [], SegmentationModule.optimizer_step
+
+    def recorded(self, *args, **kwargs):
+        before = [p.detach().clone() for p in self.parameters() if p.requires_grad]
+        step(self, *args, **kwargs)
+        after = [p for p in self.parameters() if p.requires_grad]
+        weights.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+
+    monkeypatch.setattr(SegmentationModule, "optimizer_step", recorded)
+    trained(tmp_path / "three", sources[:1], {"steps": 3})
+    trained(tmp_path / "one", sources[:1], {"steps": 1})
+    assert weights == [True, True, False, True]
+
+
+def test_rare_classes_are_decisive_for_a_run_that_is_resumed(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECYCLELORA_CACHE", str(tmp_path / "cache"))
+    plain = make_recipe({**BASE, "sources": sources[:1]})
+    rare = make_recipe({**BASE, "sources": [{"data": sources[0], "rare_classes": RARE}]})
+    assert len(decisive(plain)["sources"][0]) == 5  # as in records that do not know of rare classes
+    assert decisive(rare)["sources"][0][5] == {**RARE, "min_crop_ratio": 0.5}
+    train(rare, tmp_path / "run")
+    refused(lambda: train(plain, tmp_path / "run", resume=True), "differs from the given recipe in sources")
+
+
+def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
+    """Train it without a stop, and with one half-way; all tensors of both runs are the same."""
     train(recipe, tmp_path / "whole")
     write = Recorder._write
 
@@ -201,19 +250,31 @@ def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_pat
             train(recipe, tmp_path / "cut")
     train(recipe, tmp_path / "cut", resume=True)
     files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors"))
-    assert len(files) >= (2 if method == "frozen" else 3)
+    assert len(files) >= (2 if recipe.method == "frozen" else 3)
     for file in files:
         assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)), file
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_path, monkeypatch):
+    recipe = make_recipe(
+        {**BASE, "sources": sources[:1], "method": method, "adapter": ADAPTERS[method], "steps": 4}
+        | {"checkpoint_every": 2, "optim": {"lr": 0.003, "average": 0.9}}
+    )
+    check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_warm_up_and_rare_classes_resume_bitwise(weighted, sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECYCLELORA_CACHE", str(tmp_path / "cache"))
+    weights = [{"weight": 1}, {"weight": 2}] if weighted else [{}, {}]
+    recipe = make_recipe(
+        {**BASE, "steps": 5, "checkpoint_every": 2, "optim": {"lr": 0.003, "warmup": 3}, "workers": 1}
+        | {"sources": [{"data": sources[0], **weights[0]}, {"data": sources[1], "rare_classes": RARE, **weights[1]}]}
+    )
+    check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch)
 
 
 def test_a_recipe_without_sources_is_not_trained(tmp_path):
     refused(lambda: train(make_recipe(BASE), tmp_path / "run"), "sources: at least 1")
     assert not (tmp_path / "run").exists()
-
-
-def test_schedules_are_those_of_the_formulas():
-    steps = 10
-    assert [polynomial(step, steps) for step in range(11)] == pytest.approx([(1 - k / 10) ** 0.9 for k in range(11)])
-    assert polynomial(12, steps) == 0
-    values = [cosine(step, steps, 0.5, 0.1) for step in (0, 5, 10, 12)]
-    assert values == pytest.approx([0.5, 0.3, 0.1, 0.1])

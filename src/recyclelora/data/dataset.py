@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -12,8 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from recyclelora.data.domain import Domain
-from recyclelora.data.transforms import Augment
+from recyclelora.data.transforms import Augment, Wanted
 from recyclelora.errors import UserError
+
+
+class Key(NamedTuple):
+    """A sample: its number in the whole training, its image, and what its crop should hold, if anything."""
+
+    number: int
+    image: int
+    wanted: Wanted | None = None
 
 
 class TrainingSample(TypedDict):
@@ -28,8 +36,8 @@ class TrainingSample(TypedDict):
 class TrainingDataset(Dataset[TrainingSample]):
     """Augmented crops of the images of several domains, one domain after another.
 
-    The key of a sample is `(number, index)`: its number in the whole training, and the index of its image. `seed` and
-    the number seed the augmentation, so the same key gives the same bytes in any process.
+    The image of a key is counted through all domains. `seed` and the number of a sample seed its augmentation, so the
+    same key gives the same bytes in any process.
 
     Raises:
         UserError: there is no domain, or the domains have different train classes.
@@ -51,14 +59,14 @@ class TrainingDataset(Dataset[TrainingSample]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainingSample:
-        number, index = key
+    def __getitem__(self, key: Key | tuple[int, int]) -> TrainingSample:
+        number, index, wanted = Key(*key)
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         which = int(np.searchsorted(self.ends, index, side="right"))
         domain = self.domains[which]
         image, labels = domain.read(index - int(self.ends[which]) + len(domain))
-        image, labels, size = self.augment(image, labels, np.random.default_rng((self.seed, number)))
+        image, labels, size = self.augment(image, labels, np.random.default_rng((self.seed, number)), wanted)
         return {
             "image": _image_tensor(image),
             "labels": _label_tensor(labels),

@@ -44,6 +44,13 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The RGB image that comes back from a JPEG file as Pillow writes it if no quality is given."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG")
+    return np.asarray(_by_opencv(file.getvalue()), np.uint8)
+
+
 def read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
     """The ids in a label PNG: grey values, palette indices, or 0 and 1 in a PNG with one bit per pixel.
 
@@ -78,11 +85,16 @@ def _decode(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
         content = path.read_bytes()
         if not (_plain_png(content) or _plain_jpeg(content)):
             return None
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        pixels = _by_opencv(content)
     except Exception:  # of any kind: Pillow reports the reason
         return None
     return None if pixels is None else np.asarray(pixels, np.uint8)
+
+
+def _by_opencv(content: bytes) -> np.ndarray | None:
+    """The RGB image in a file's content as it is stored; None if OpenCV cannot decode it."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
 
 
 def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -14,7 +14,10 @@ from recyclelora.data.labels import Labelling, LabelSpace
 
 @runtime_checkable
 class Source(Protocol):
-    """Reads images and labels from files or from a renderer. Labels hold the ids as stored or rendered."""
+    """Reads images and labels from files or from a renderer. Labels hold the ids as stored or rendered.
+
+    `labels` reads no image if it can do without; `stamp` is a text that changes when a label changes.
+    """
 
     def __len__(self) -> int: ...
 
@@ -23,6 +26,10 @@ class Source(Protocol):
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]: ...
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]: ...
+
+    def labels(self, index: int) -> UInt8[np.ndarray, "h w"]: ...
+
+    def stamp(self, index: int) -> str: ...
 
     def fingerprint(self) -> str: ...
 

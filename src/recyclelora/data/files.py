@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from recyclelora.data.decoding import read_image, read_labels
+from recyclelora.data.decoding import as_jpeg, read_image, read_labels
 from recyclelora.data.labels import IGNORE
 from recyclelora.data.layouts import Layout, explain, shared_name
 from recyclelora.errors import UserError
@@ -133,7 +134,8 @@ class LabelledFiles:
     """Pairs below a root. Their labels are read with `read_ids` and may hold `ids` and `IGNORE`.
 
     A label whose sides differ from those of its image by a share of up to `stretch` is resized to the image (nearest
-    neighbour). `halved` halves the sides of both after reading: images bicubically, labels by nearest neighbour.
+    neighbour). `halved` halves the sides of both after reading as SoMA's `mapillary_resize.py` does, by which published
+    work scores Mapillary: with Pillow, images bicubically and then through a JPEG, labels by nearest neighbour.
     """
 
     root: Path
@@ -153,7 +155,23 @@ class LabelledFiles:
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """One RGB image."""
         image = read_image(self.pairs[index].image)
-        return _halve(image, cv2.INTER_CUBIC) if self.halved else image
+        return as_jpeg(_half(image, Image.Resampling.BICUBIC)) if self.halved else image
+
+    def labels(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """One label with the ids of the file, in the file's own size or half of it, without reading its image.
+
+        Raises:
+            UserError: the label is unreadable or holds an unknown id.
+        """
+        path = self.pairs[index].label
+        labels = self.read_ids(path)
+        self._check_ids(labels, path)
+        return _half(labels, Image.Resampling.NEAREST) if self.halved else labels
+
+    def stamp(self, index: int) -> str:
+        """Size in bytes and time of the last change of the file of a label, and whether it is halved."""
+        facts = self.pairs[index].label.stat()
+        return f"{facts.st_size} {facts.st_mtime_ns}" + " halved" * self.halved
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """One RGB image and its label with the ids of the file.
@@ -166,7 +184,7 @@ class LabelledFiles:
         fitted = self._fit(labels, image, pair)
         self._check_ids(labels, pair.label)
         if self.halved:
-            return _halve(image, cv2.INTER_CUBIC), _halve(fitted, cv2.INTER_NEAREST)
+            return as_jpeg(_half(image, Image.Resampling.BICUBIC)), _half(fitted, Image.Resampling.NEAREST)
         return image, fitted
 
     def _fit(
@@ -200,14 +218,14 @@ class LabelledFiles:
         """SHA-256 of the sorted paths below the root, sizes in bytes and halving: the same wherever the folder lies."""
         files = [file for pair in self.pairs for file in (pair.image, pair.label)]
         lines = sorted(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n" for file in files)
-        return hashlib.sha256("".join([*lines, "halved" * self.halved]).encode()).hexdigest()
+        return hashlib.sha256("".join([*lines, "halved, JPEG" * self.halved]).encode()).hexdigest()
 
 
-def _halve(
-    array: UInt8[np.ndarray, "h w *channels"], interpolation: int
+def _half(
+    array: UInt8[np.ndarray, "h w *channels"], resampling: Image.Resampling
 ) -> UInt8[np.ndarray, "half_h half_w *channels"]:
     size = max(1, array.shape[1] // 2), max(1, array.shape[0] // 2)
-    return cv2.resize(array, size, interpolation=interpolation).astype(np.uint8, copy=False)
+    return np.array(Image.fromarray(array).resize(size, resampling))
 
 
 def _size(array: np.ndarray) -> str:

@@ -47,6 +47,14 @@ class StreetScenes:
             picture = self._keep(index, file)
         return np.ascontiguousarray(picture[..., 2::-1]), np.ascontiguousarray(picture[..., 3])
 
+    def labels(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """The Cityscapes train ids of one scene."""
+        return self.read(index)[1]
+
+    def stamp(self, index: int) -> str:
+        """The renderer's version, and the domain and seed of a scene."""
+        return f"streets {streets.VERSION} {self.name(index)}"
+
     def _render(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         scene = streets.render(self.seeds[index], self.domain)
         return scene.image, scene.labels

@@ -1,13 +1,15 @@
 """The augmentation of the published training: rescale, crop, flip, photometric distortion.
 
 The settings are those of Rein (Wei et al., CVPR 2024) and its successors; their distortion is that of SSD (Liu et al.,
-ECCV 2016, section 2.2). Images stay uint8 RGB: the segmenter normalises them.
+ECCV 2016, section 2.2). The rules are those of mmsegmentation's `RandomCrop` and `PhotoMetricDistortion`, with which
+they train; the random numbers are not. Images stay uint8 RGB: the segmenter normalises them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -17,25 +19,43 @@ from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
 
 Padding = Literal["image", "normalised"]
+Drawn = TypeVar("Drawn")
 
 CROP_ATTEMPTS = 10
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
-HUE = 18  # steps of two degrees, OpenCV's unit
+HUE = (-18, 18)  # steps of two degrees, OpenCV's unit; the upper bound is not drawn
 WARP_IS_EXACT = int(cv2.__version__.split(".")[0]) >= 5
 """OpenCV 4 rounds the positions that a warp reads to 1/32 pixel, which changes colours by up to 7 grey levels."""
+
+
+class Wanted(NamedTuple):
+    """A train class of which a crop should hold more than so many pixels."""
+
+    label: int
+    pixels: float
+
+
+class Crop(NamedTuple):
+    """The (h, w) that an image is rescaled to, the rows and columns that are taken of it, and the labels there."""
+
+    size: tuple[int, int]
+    window: tuple[slice, slice]
+    labels: UInt8[np.ndarray, "window_h window_w"]
 
 
 class Augment:
     """Random crops of randomly rescaled images.
 
     The image is rescaled with its aspect ratio kept: its shorter edge becomes a multiple of a tenth of the crop's
-    shorter edge, drawn at random between the bounds `scale`, and its longer edge at most four crop edges. Up to 10
-    crops are drawn until no class covers more than `cat_max_ratio` of the labelled pixels. The crop is flipped left to
-    right with probability `flip` and, if `photometric`, distorted. An image smaller than the crop is padded at the
-    bottom and right, its labels with 255. `pad="image"` pads with 0 before the flip and the distortion, as part of the
-    image. `pad="normalised"` pads last; the size without padding is returned, so that padding is 0 after normalisation.
+    shorter edge, drawn at random between the bounds `scale`, and its longer edge at most four crop edges. A crop should
+    hold two classes, of which the larger covers less than `cat_max_ratio` of the labelled pixels. Up to 10 crops are
+    tried; if none is so, an 11th is taken, whatever it holds. A `cat_max_ratio` of 1 takes the first crop. The crop is
+    flipped left to right with probability `flip` and, if `photometric`, distorted. An image smaller than the crop is
+    padded at the bottom and right, its labels with 255. `pad="image"` pads with 0 before the flip and the distortion,
+    as part of the image. `pad="normalised"` pads last; the size without padding is returned, so that padding is 0 after
+    normalisation.
 
     Raises:
         UserError: a bound or a probability is out of range.
@@ -62,14 +82,17 @@ class Augment:
         self.cat_max_ratio, self.flip, self.photometric, self.pad = cat_max_ratio, flip, photometric, pad
 
     def __call__(
-        self, image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        labels: UInt8[np.ndarray, "h w"],
+        rng: np.random.Generator,
+        wanted: Wanted | None = None,
     ) -> tuple[UInt8[np.ndarray, "crop_h crop_w 3"], UInt8[np.ndarray, "crop_h crop_w"], tuple[int, int]]:
         """One augmented crop, and the height and width of its part without `"normalised"` padding.
 
         The same state of `rng` gives the same bytes.
         """
-        size = self.draw_size(image.shape[0], image.shape[1], rng)
-        window, labels = self.draw_window(labels, size, rng)
+        size, window, labels = self.draw_crop(labels, rng, wanted)
         image = rescaled_window(image, size, window)
         if self.pad == "image":
             image, labels = self._pad(image, 0), self._pad(labels, IGNORE)
@@ -77,6 +100,23 @@ class Augment:
             image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)
         image = distort(image, rng) if self.photometric else image
         return self._pad(image, 0), self._pad(labels, IGNORE), (labels.shape[0], labels.shape[1])
+
+    def draw_crop(
+        self, labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator, wanted: Wanted | None = None
+    ) -> Crop:
+        """A size to rescale to, a window of that size, and the labels there.
+
+        If a class is `wanted`, up to 10 crops are tried until one holds enough of it; if none does, an 11th is taken.
+        """
+
+        def draw() -> Crop:
+            size = self.draw_size(labels.shape[0], labels.shape[1], rng)
+            return Crop(size, *self.draw_window(labels, size, rng))
+
+        def holds_enough(crop: Crop) -> bool:
+            return wanted is None or bool(np.count_nonzero(crop.labels == wanted.label) > wanted.pixels)
+
+        return _tried(draw, holds_enough)
 
     def draw_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """The height and width an image is rescaled to."""
@@ -90,24 +130,38 @@ class Augment:
     ) -> tuple[tuple[slice, slice], UInt8[np.ndarray, "window_h window_w"]]:
         """The rows and columns of a crop of the labels rescaled to `size` (h, w), and the labels there.
 
-        If one class covers too much of every crop, the last one is returned. An edge that is shorter than the crop's is
-        returned whole.
+        An edge that is shorter than the crop's is returned whole.
         """
         rows, columns = _nearest(labels.shape[0], size[0]), _nearest(labels.shape[1], size[1])
-        for _ in range(CROP_ATTEMPTS):
+
+        def draw() -> tuple[tuple[slice, slice], UInt8[np.ndarray, "window_h window_w"]]:
             top = int(rng.integers(max(0, size[0] - self.height) + 1))
             left = int(rng.integers(max(0, size[1] - self.width) + 1))
             window = slice(top, min(top + self.height, size[0])), slice(left, min(left + self.width, size[1]))
-            crop = labels[rows[window[0]]].take(columns[window[1]], axis=1)
-            counts = cv2.calcHist([crop], [0], None, [256], [0, 256])[:IGNORE].astype(np.int64)
-            if 0 < counts.max() <= self.cat_max_ratio * counts.sum():
-                break
-        return window, crop
+            return window, labels[rows[window[0]]].take(columns[window[1]], axis=1)
+
+        return _tried(draw, lambda drawn: self._is_mixed(drawn[1]))
+
+    def _is_mixed(self, crop: UInt8[np.ndarray, "h w"]) -> bool:
+        """Whether the crop holds two classes, and the larger covers less than `cat_max_ratio` of what is labelled."""
+        if self.cat_max_ratio >= 1:
+            return True
+        counts = cv2.calcHist([crop], [0], None, [256], [0, 256])[:IGNORE].astype(np.int64)
+        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio)
 
     def _pad(self, array: UInt8[np.ndarray, "h w *channels"], value: int) -> UInt8[np.ndarray, "H W *channels"]:
         bottom, right = max(0, self.height - array.shape[0]), max(0, self.width - array.shape[1])
         border = [(0, bottom), (0, right)] + [(0, 0)] * (array.ndim - 2)
         return np.pad(array, border, constant_values=value) if bottom or right else array
+
+
+def _tried(draw: Callable[[], Drawn], fits: Callable[[Drawn], bool]) -> Drawn:
+    """The first of 10 draws that fits; if none does, an 11th, whatever it is."""
+    for _ in range(CROP_ATTEMPTS):
+        drawn = draw()
+        if fits(drawn):
+            return drawn
+    return draw()
 
 
 def rescaled_window(
@@ -149,7 +203,7 @@ def distort(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt
     gain = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     contrast_first = rng.random() < 0.5
     saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
-    hue = int(rng.integers(-HUE, HUE + 1)) if rng.random() < 0.5 else 0
+    hue = int(rng.integers(*HUE)) if rng.random() < 0.5 else 0
 
     brightness = _to_uint8(levels + delta)
     contrast = _to_uint8(levels * gain)

@@ -26,6 +26,7 @@ from recyclelora.runs.build import build, check_base
 from recyclelora.runs.run import Run, open_run, remove_run, versions
 from recyclelora.training.checkpoint import SafetensorsCheckpointIO
 from recyclelora.training.module import SegmentationModule
+from recyclelora.training.rare_classes import RareClasses, rare_classes
 from recyclelora.training.recorder import ProgressBar, Recorder
 from recyclelora.training.sampler import StepBatchSampler
 
@@ -53,6 +54,7 @@ def train(
     if previous is not None and previous.finished:
         return previous
     dataset = _dataset(recipe)
+    rare = _rare(recipe, dataset)
     space = dataset.domains[0].train_space
     checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
     segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
@@ -67,7 +69,7 @@ def train(
         run.write()
         _write_manifests(run, dataset)
     module = SegmentationModule(segmenter, recipe)
-    _fit(run, module, dataset, checkpoint)
+    _fit(run, module, dataset, rare, checkpoint)
     module.take_averages()
     if leads:
         run.save_result(segmenter)
@@ -77,6 +79,14 @@ def train(
 def _dataset(recipe: Recipe) -> TrainingDataset:
     domains = [open_domain(source.data, "train", recipe.limit, source.images, recipe.seed) for source in recipe.sources]
     return TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
+
+
+def _rare(recipe: Recipe, dataset: TrainingDataset) -> list[RareClasses | None]:
+    """How each source draws images for its rare classes; None for a source that does not."""
+    return [
+        rare_classes(domain, source.rare_classes) if source.rare_classes else None
+        for domain, source in zip(dataset.domains, recipe.sources, strict=True)
+    ]
 
 
 def _write_manifests(run: Run, dataset: TrainingDataset) -> None:
@@ -113,12 +123,16 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """The settings that the result of a training depends on. Base weights and files are compared by their hashes."""
+    """The settings that the result of a training depends on. Base weights and files are compared by their hashes.
+
+    Rare classes are listed only for a source that has them, so that records which do not know this setting stay valid.
+    """
     free = ("workers", "checkpoint_every", "devices", "targets", "evaluation")
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
     specs = [parse_spec(source.data) for source in recipe.sources]
     settings["sources"] = [
         (spec.label, spec.name, spec.domain, source.images, source.weight)
+        + ((source.rare_classes.model_dump(),) if source.rare_classes else ())
         for spec, source in zip(specs, recipe.sources, strict=True)
     ]
     return settings
@@ -158,7 +172,13 @@ def _count(module: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
-def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpoint: Path | None) -> None:
+def _fit(
+    run: Run,
+    module: SegmentationModule,
+    dataset: TrainingDataset,
+    rare: list[RareClasses | None],
+    checkpoint: Path | None,
+) -> None:
     recipe = run.recipe
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -194,6 +214,7 @@ def _fit(run: Run, module: SegmentationModule, dataset: TrainingDataset, checkpo
             weights=[source.weight for source in recipe.sources if source.weight] or None,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            rare=rare,
         )
         cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's processes
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers)

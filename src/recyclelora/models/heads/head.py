@@ -1,4 +1,4 @@
-"""The interface of a head, and what makes a loss independent of how images are spread over processes."""
+"""The interface of a head, what heads of one logit per class share, and what makes a loss independent of processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from recyclelora.data.labels import IGNORE
 
 
 class Head(nn.Module, ABC):
@@ -53,3 +57,16 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def upsampled(logits: Float[Tensor, "b classes _ _"], size: tuple[int, int]) -> Float[Tensor, "b classes h w"]:
+    """Logits in float32 or more, rescaled bilinearly to `size` = (h, w)."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def pixel_cross_entropy(logits: Float[Tensor, "b classes h w"], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Cross-entropy, averaged over the labelled pixels of all processes; 0 if there are none."""
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / mean_over_processes((labels != IGNORE).sum().to(total.dtype)).clamp(min=1)

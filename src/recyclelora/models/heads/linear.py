@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from recyclelora.data.labels import IGNORE
-from recyclelora.models.heads.head import Head, mean_over_processes
+from recyclelora.models.heads.head import Head, pixel_cross_entropy, upsampled
 
 
 class LinearHead(Head):
@@ -29,10 +26,7 @@ class LinearHead(Head):
         self, features: list[Float[Tensor, "b _ _ _"]], size: tuple[int, int]
     ) -> Float[Tensor, "b classes h w"]:
         """Logits in float32 or more, rescaled to `size` = (h, w)."""
-        logits: Tensor = self.classifier(features[-1])
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return upsampled(self.classifier(features[-1]), size)
 
     def loss(
         self,
@@ -40,10 +34,8 @@ class LinearHead(Head):
         labels: Int64[Tensor, "b h w"],
         keys: Sequence[int] | None = None,
     ) -> Float[Tensor, ""]:
-        """Cross-entropy, averaged over the labelled pixels (0 if there are none), at the labels' size."""
-        logits = self(features, labels.shape[-2:])
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return total / mean_over_processes((labels != IGNORE).sum().to(total.dtype)).clamp(min=1)
+        """Cross-entropy of the labelled pixels at the labels' size."""
+        return pixel_cross_entropy(self(features, labels.shape[-2:]), labels)
 
 
 HEAD = LinearHead

@@ -9,7 +9,7 @@ semantic logits = sum over queries of softmax(classes) without "no object", time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,12 +21,12 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerLoss,
     Mask2FormerPixelDecoder,
-    Mask2FormerPreTrainedModel,
     Mask2FormerTransformerModule,
 )
 
 from recyclelora.data.labels import IGNORE
 from recyclelora.models.heads.head import Head, mean_over_processes
+from recyclelora.models.heads.initial_weights import initialise
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Factors from the stride of the backbone's maps, 16 as published, to strides 4, 8, 16 and 32."""
@@ -40,8 +40,8 @@ class Loss(Mask2FormerLoss):
     """
 
     def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
-        """Mean number of masks over the processes, at least 1; the published normalisation."""
-        count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
+        """Mean number of masks over the processes, where an image without any counts as 1, as in the published head."""
+        count = torch.tensor(float(sum(max(len(labels), 1) for labels in class_labels)), device=device)
         return mean_over_processes(count).clamp(min=1)
 
     def loss_labels(
@@ -81,10 +81,26 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class Mask2FormerHead(Mask2FormerPreTrainedModel, Head):
-    """The published head, with its published sizes as defaults.
+class _GroupNorm(nn.GroupNorm):
+    """Without torch's check for more than one value per group, which one image can fail where two would pass."""
 
-    It is a transformers model, so that `post_init` initialises its weights.
+    def forward(self, input: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b _ h w"]:
+        """Normalised maps; a group of a single value becomes 0 before scale and bias."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def rescaled(map_: Float[Tensor, "b c h w"], scale: float) -> Float[Tensor, "b c H W"]:
+    """The map, resized bilinearly as published. A side of one patch, which has no half, is repeated first."""
+    if scale == 1:
+        return map_
+    height, width = (int(side * scale < 1) for side in map_.shape[-2:])
+    if height or width:
+        map_ = F.pad(map_, (0, width, 0, height), mode="replicate")
+    return F.interpolate(map_, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+class Mask2FormerHead(Head):
+    """The published head, with its published sizes and initial weights; see `initial_weights.py` for these.
 
     Args:
         channels: channels of the four feature maps.
@@ -94,8 +110,6 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel, Head):
 
     FINAL_NORM = False
     PYRAMID = True
-    config: Any  # transformers defines these two
-    post_init: Callable[[], None]
 
     def __init__(
         self,
@@ -109,22 +123,23 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel, Head):
         decoder_feedforward: int = 2048,
         points: int = 12_544,
     ) -> None:
-        super().__init__(
-            Mask2FormerConfig(
-                num_labels=classes,
-                feature_size=width,
-                mask_feature_size=width,
-                hidden_dim=width,
-                num_queries=queries,
-                encoder_layers=encoder_layers,
-                decoder_layers=decoder_layers + 1,  # transformers also counts the prediction before the first layer
-                encoder_feedforward_dim=encoder_feedforward,
-                dim_feedforward=decoder_feedforward,
-                train_num_points=points,
-            )
+        super().__init__()
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # before the parts, which draw weights themselves
+        self.config = config = Mask2FormerConfig(
+            num_labels=classes,
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            num_queries=queries,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers + 1,  # transformers also counts the prediction before the first layer
+            encoder_feedforward_dim=encoder_feedforward,
+            dim_feedforward=decoder_feedforward,
+            train_num_points=points,
         )
-        config = self.config
         self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=list(channels))
+        for projection in self.pixel_decoder.input_projections:
+            projection[1] = _GroupNorm(projection[1].num_groups, width)
         self.transformer_module = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
         self.class_predictor = nn.Linear(config.hidden_dim, classes + 1)
         self.weights = {
@@ -133,7 +148,7 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel, Head):
             "loss_dice": config.dice_weight,
         }
         self.criterion = Loss(config=config, weight_dict=self.weights)
-        self.post_init()
+        initialise(self, seed)
 
     def take_query_contents(self, contents: nn.Module) -> None:
         """Start the queries from `contents.weight`, (queries, width), instead of the head's own table."""
@@ -143,11 +158,7 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel, Head):
         self, features: list[Float[Tensor, "b _ _ _"]]
     ) -> list[tuple[Float[Tensor, "b queries classes_and_none"], Float[Tensor, "b queries h w"]]]:
         """Class logits and mask logits (stride 4) before the first decoder layer and after each."""
-        pyramid = [
-            F.interpolate(map_, scale_factor=scale, mode="bilinear", align_corners=False) if scale != 1 else map_
-            for map_, scale in zip(features, SCALES, strict=True)
-        ]
-        pixels = self.pixel_decoder(pyramid)
+        pixels = self.pixel_decoder([rescaled(map_, scale) for map_, scale in zip(features, SCALES, strict=True)])
         decoded = self.transformer_module(
             multi_scale_features=pixels.multi_scale_features,
             mask_features=pixels.mask_features,
