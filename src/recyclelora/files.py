@@ -5,6 +5,7 @@ path  <--- renamed, once it is on the disk ---  .path.PID-RANDOM.part  <--- writ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -80,6 +81,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
     with replacing(path) as part:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

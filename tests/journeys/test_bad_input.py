@@ -8,6 +8,9 @@ import yaml
 from PIL import Image
 
 from miniatures import write_folder
+from recyclelora.recipe import Recipe
+from recyclelora.runs.run import Run
+from tiny_methods import unsealed
 
 
 def refused(result, *parts):
@@ -156,6 +159,8 @@ def test_another_base_is_refused(command, train, run, town, tmp_path):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["seed"] = 5  # random weights are those of the seed
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "recipe.yaml: damaged, or not the file")
+    unsealed(Run(run, Recipe(), {}))
     refused(command("predict", run, town / "images", "--out", tmp_path / "p"), "trained on base weights", "random")
     shutil.rmtree(run / "adapter")
     (run / "head.safetensors").unlink()

@@ -17,8 +17,9 @@ from recyclelora.models import backbone as backbones
 from recyclelora.models.backbone import Backbone
 from recyclelora.models.weights import weights_hash
 from recyclelora.runs.predictor import load
+from recyclelora.runs.run import open_run
 from recyclelora.training.train import train
-from tiny_methods import NAMES, images, made_run, tiny_recipe
+from tiny_methods import NAMES, images, made_run, tiny_recipe, unsealed
 
 CASES = [(method, "linear") for method in METHODS]
 CASES += [(method, "mask2former") for method in ("recyclelora", "soma", "frozen", "rein", "qr-lora")]
@@ -116,13 +117,19 @@ def test_a_changed_backbone_is_refused(saved):
     state = load_file(saved.backbone)
     state["blocks.0.attn.qkv.weight"][0, 0] += 1e-3
     save_file(state, saved.backbone)
+    expected = open_run(saved.path).hashes["backbone.safetensors"][:12]
+    refused(lambda: load(saved.path), saved.backbone, f"run.json says {expected}")
+    unsealed(saved)
     expected = saved.info["backbone_sha256"][:12]
     refused(lambda: load(saved.path), saved.backbone, "was saved with", expected, weights_hash(state)[:12])
 
 
 @pytest.mark.parametrize("name", ["backbone", "head"])
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "a tensor more", "a tensor less", "another shape"])
-def test_a_damaged_file_is_refused(saved, name, damage):
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_damaged_file_is_refused(saved, name, damage, hashed):
+    if not hashed:
+        unsealed(saved)
     file = getattr(saved, name)
     state = load_file(file)
     first = next(iter(state))

@@ -10,7 +10,7 @@ import recyclelora
 from labelled_files import refused
 from recyclelora.recipe import Recipe
 from recyclelora.runs.run import Run, check_empty, open_finished, open_run, remove_run, versions
-from tiny_methods import COLOURS, NAMES, made_run, tiny_recipe
+from tiny_methods import COLOURS, NAMES, made_run, tiny_recipe, unsealed
 
 
 @pytest.fixture
@@ -60,6 +60,8 @@ def test_a_folder_without_one_of_its_files_is_not_a_run(run, name):
     ],
 )
 def test_a_damaged_file_is_named(run, name, content, parts):
+    if name == "recipe.yaml":
+        unsealed(run)
     (run.path / name).write_bytes(content)
     refused(lambda: open_run(run.path), run.path / name, *parts)
 

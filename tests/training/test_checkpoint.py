@@ -1,6 +1,8 @@
 """Checkpoints come back as they were, are whole or absent, and hold nothing that runs."""
 
 import json
+import os
+import random
 import struct
 
 import pytest
@@ -12,7 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from labelled_files import refused
+from recyclelora.errors import UserError
 from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+
+FLIPS = int(os.environ.get("RECYCLELORA_FLIPS", "100"))
+"""Bits flipped in a checkpoint."""
 
 IO = SafetensorsCheckpointIO()
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "step": 3}
@@ -202,6 +208,35 @@ def test_another_safetensors_file_is_not_a_checkpoint(tmp_path, metadata):
     path = tmp_path / "head.safetensors"
     save_file({"weight": torch.ones(2)}, path, metadata=metadata)
     refused(lambda: IO.load_checkpoint(path), path, "not a checkpoint of this program")
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(tmp_path):
+    path = tmp_path / "a.safetensors"
+    state = {"state_dict": {"weight": torch.randn(9, 7), "bias": torch.arange(5)}, "loops": [1, (2.5, "text")]}
+    IO.save_checkpoint(state, path)
+    content, rng, noticed = path.read_bytes(), random.Random(0), 0
+    for _ in range(FLIPS):
+        changed, position = bytearray(content), rng.randrange(8 * len(content))
+        changed[position // 8] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            assert same(IO.load_checkpoint(path), state)
+        except UserError as error:
+            assert str(path) in str(error)  # noqa: PT017  the other outcome is right as well
+            noticed += 1
+    print(FLIPS, noticed)
+    assert noticed > 0.9 * FLIPS
+
+
+def test_a_checkpoint_without_a_hash_is_one_of_version_0_1(tmp_path):
+    path = tmp_path / "a.safetensors"
+    IO.save_checkpoint(STATE, path)
+    with safe_open(path, "pt") as file:
+        skeleton, weights = file.metadata()["skeleton"], {"0": file.get_tensor("0")}
+    save_file(weights, path, {"skeleton": skeleton})
+    assert same(IO.load_checkpoint(path), STATE)
+    save_file({"0": weights["0"] + 1}, path, {"skeleton": skeleton, "sha256": "0" * 64})
+    refused(lambda: IO.load_checkpoint(path), path, "damaged", "it states 000000000000")
 
 
 def test_removing_twice_is_harmless(tmp_path):

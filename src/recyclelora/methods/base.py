@@ -22,17 +22,16 @@ from typing import Any, Generic, TypeVar
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from recyclelora.adapter.optim import role_of
 from recyclelora.errors import UserError
 from recyclelora.files import save_tensors
+from recyclelora.methods.reading import ADAPTER, CONFIG, TRAINED, load_adapter, load_trained
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
-TRAINED = "trained.safetensors"
-FILES = ("adapter_config.json", "adapter_model.safetensors", TRAINED)
+FILES = (CONFIG, ADAPTER, TRAINED)
 """The files in the folder of a method's trained weights; not every method writes all of them."""
 
 
@@ -176,31 +175,23 @@ class PeftMethod(Method[S]):
 
     def _merge(self, backbone: Backbone, settings: S, folder: Path) -> None:
         needed = self._needed(backbone, settings)
-        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder)).merge_and_unload()
+        backbone.model = load_adapter(backbone.model, folder, self._stored_settings(backbone, settings))
+        backbone.model = backbone.model.merge_and_unload()
         load_trained(backbone.model, folder / TRAINED, needed)
+
+    @abstractmethod
+    def _stored_settings(self, backbone: Backbone, settings: S) -> dict[str, Any]:
+        """What `adapter_config.json` has to say, by its keys. The adapted layers are compared by their tensors."""
 
     def updates(self, backbone: Backbone, settings: S, folder: Path) -> Iterator[Update]:
         with self._reading(backbone, folder):
-            model = PeftModel.from_pretrained(backbone.model, str(folder))
+            model = load_adapter(backbone.model, folder, self._stored_settings(backbone, settings))
             for name, module in model.get_base_model().named_modules():
                 yield from self._layer_updates(name, module)
 
     @abstractmethod
     def _layer_updates(self, name: str, module: nn.Module) -> Iterator[Update]:
         """The updates of one layer; none if the module is not adapted."""
-
-
-def load_trained(model: nn.Module, file: Path, needed: set[str]) -> None:
-    """Load the tensors that were trained in addition to PEFT's adapters.
-
-    Raises:
-        ValueError: a needed tensor is missing, or the model does not have one of the file's tensors.
-        OSError: the file is missing.
-    """
-    state = load_file(file) if needed or file.is_file() else {}
-    strange = sorted((needed - state.keys()) | set(model.load_state_dict(state, strict=False).unexpected_keys))
-    if strange:
-        raise ValueError(f"{file.name} and the model do not have the same weights: {', '.join(strange[:3])}")
 
 
 def _plain_name(name: str) -> str:

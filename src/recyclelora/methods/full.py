@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from recyclelora.adapter.base import weight_matrix
 from recyclelora.adapter.targets import target_names
-from recyclelora.methods.base import TRAINED, Method, MethodSettings
+from recyclelora.methods.base import Method, MethodSettings
+from recyclelora.methods.reading import TRAINED, check_finite
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
@@ -28,6 +29,7 @@ class Full(Method[MethodSettings]):
     def updates(self, backbone: Backbone, settings: MethodSettings, folder: Path) -> Iterator[Update]:
         with self._reading(backbone, folder):
             trained = load_file(folder / TRAINED)
+            check_finite(TRAINED, trained)
             for name in target_names(backbone.model):
                 base = weight_matrix(backbone.model.get_submodule(name)).detach()
                 yield Update(name, self.name, base, trained[f"{name}.weight"].flatten(1) - base)

@@ -41,6 +41,11 @@ class Lora(PeftMethod[LoraSettings]):
         sizes: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.alpha}
         backbone.model = get_peft_model(backbone.model, LoraConfig(target_modules=names, **sizes, **self.options))
 
+    def _stored_settings(self, backbone: Backbone, settings: LoraSettings) -> dict[str, Any]:
+        own: dict[str, Any] = {"peft_type": "LORA", "r": settings.rank, "lora_alpha": settings.alpha}
+        own |= {"init_lora_weights": True, "use_dora": False, "use_rslora": False, "bias": "none"}
+        return own | {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None} | self.options
+
     def is_drawn(self, name: str) -> bool:
         return ".lora_" in name
 

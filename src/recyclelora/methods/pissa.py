@@ -30,6 +30,10 @@ class ResidualLora(Lora):
     def _peft_options(self, backbone: Backbone) -> dict[str, Any]:
         return {"path_initial_model_for_weight_conversion": backbone.adapter_start}
 
+    def _stored_settings(self, backbone: Backbone, settings: LoraSettings) -> dict[str, Any]:
+        own = {"r": 2 * settings.rank, "lora_alpha": 2 * settings.alpha, "init_lora_weights": True}
+        return super()._stored_settings(backbone, settings) | own
+
     def _factors(self, layer: Any) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         A, B = super()._factors(layer)
         half = A.shape[0] // 2

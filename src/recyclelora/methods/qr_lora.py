@@ -23,7 +23,8 @@ from recyclelora.adapter.base import base_of, weight_matrix
 from recyclelora.adapter.config import RecycleLoraConfig
 from recyclelora.adapter.draw import draw_factors
 from recyclelora.adapter.targets import target_names
-from recyclelora.methods.base import TRAINED, Method, MethodSettings
+from recyclelora.methods.base import Method, MethodSettings
+from recyclelora.methods.reading import TRAINED, check_finite, check_names
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
@@ -93,8 +94,8 @@ class QrLora(Method[QrLoraSettings]):
             state = load_file(folder / TRAINED)
             layers = self._layers(backbone, settings)
             expected = {f"{name}.{INSIDE}.{part}" for name in layers for part in ("basis", "coefficients")}
-            if strange := sorted(expected ^ state.keys()):
-                raise ValueError(f"{TRAINED} and the model do not have the same weights: {', '.join(strange[:3])}")
+            check_names(TRAINED, expected ^ state.keys())
+            check_finite(TRAINED, state)
             for name in layers:
                 base = weight_matrix(backbone.model.get_submodule(name)).detach()
                 basis, coefficients = state[f"{name}.{INSIDE}.basis"], state[f"{name}.{INSIDE}.coefficients"]

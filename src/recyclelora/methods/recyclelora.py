@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 from peft import get_peft_model
 from pydantic import Field, model_validator
@@ -18,6 +19,11 @@ from recyclelora.methods.base import MethodSettings, PeftMethod, S
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
+STORED = (
+    "r_main", "r_sub", "alpha", "scaling", "rank_pattern", "alpha_pattern", "bias", "decomposition",
+    "exclude_modules", "modules_to_save",
+)  # fmt: skip
+"""The fields of the adapter's configuration that a trained model depends on."""
 PAPER = "Cho et al., CVPR 2026 Findings, arXiv 2603.28142"
 
 
@@ -50,6 +56,13 @@ class Directions(PeftMethod[S]):
         config = self.config(backbone, settings)
         config.init_weights, config.cache_factors = draw, cache_factors
         backbone.model = get_peft_model(backbone.model, config)
+
+    def _stored_settings(self, backbone: Backbone, settings: S) -> dict[str, Any]:
+        config = self.config(backbone, settings)
+        return {key: getattr(config, key) for key in STORED} | {
+            "peft_type": config.peft_type.value,
+            "init_weights": False,
+        }
 
     def is_drawn(self, name: str) -> bool:
         return f".{PREFIX}" in name

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from recyclelora.errors import UserError
 from recyclelora.models.plan import Plan, Size
 
 Forward = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b classes h w"]]
@@ -37,6 +38,9 @@ def classify(
         forward: windows, whose sides are multiples of `patch` -> logits at their size, both on `device`.
         plan: its window is a multiple of `patch`. If the image is smaller along an axis, the window shrinks to the
             image, which is padded with its edge pixels to a multiple of the patch.
+
+    Raises:
+        UserError: logits are NaN or infinite.
     """
     scores = summed_scores(forward, image, plan, patch, device)
     return _highest(scores, (image.shape[0], image.shape[1])).cpu().numpy()
@@ -144,13 +148,22 @@ def _add_rescaled(
 
 
 def _highest(scores: Float[Tensor, "classes _ _"], size: Size) -> UInt8[Tensor, "h w"]:
-    """The class of the highest logit at another size; logits are rescaled one class at a time to save memory."""
+    """The class of the highest logit at another size; logits are rescaled one class at a time to save memory.
+
+    Raises:
+        UserError: the highest logit of a pixel is NaN or infinite.
+    """
     best = _rescaled(scores[0], size)
     classes = torch.zeros_like(best, dtype=torch.uint8)
     for number in range(1, len(scores)):
         channel = _rescaled(scores[number], size)
         classes.masked_fill_(channel > best, number)
-        best = torch.maximum(best, channel)
+        best = torch.maximum(best, channel)  # NaN if one of them is
+    if wrong := int((~best.isfinite()).sum()):
+        raise UserError(
+            f"the scores of {wrong} of {best.numel()} pixels are NaN or infinite, so they have no class; the model's "
+            "weights are damaged or too large: train again with a lower optim.lr"
+        )
     return classes
 
 

@@ -68,6 +68,11 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def nonfinite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if all are finite."""
+    return next((name for name, value in state.items() if not bool(value.isfinite().all())), None)
+
+
 def _from_file(path: Path) -> dict[str, Tensor]:
     if path.suffix not in SUFFIXES:
         raise UserError(

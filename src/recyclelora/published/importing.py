@@ -7,7 +7,6 @@ docs/checkpoints.md says what is known about the files, and that none of them co
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from recyclelora.data.labels import CITYSCAPES
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.files import file_sha256
 from recyclelora.models.backbone import Backbone, pyramid_indices
 from recyclelora.models.heads.mask2former import Mask2FormerHead
 from recyclelora.models.segmenter import Segmenter
@@ -102,7 +102,7 @@ def import_checkpoint(
     values |= {"crop": settings["model_args"]["img_size"], "evaluation": {"protocol": PROTOCOL}}
     imported = {
         "file": file.name,
-        "file_sha256": _file_hash(file),
+        "file_sha256": file_sha256(file),
         "base": base,
         "note": note,
         "unused": sorted(state.keys() - used),
@@ -242,8 +242,3 @@ def _facts(backbone: Backbone, head: nn.Module) -> dict[str, Any]:
         "parameters": {**sizes, "adapters": 0},
         "versions": versions(),
     }
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

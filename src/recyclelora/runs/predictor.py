@@ -16,7 +16,7 @@ from recyclelora.errors import UserError
 from recyclelora.methods import get_method
 from recyclelora.models.plan import Plan
 from recyclelora.models.segmenter import Segmenter
-from recyclelora.models.weights import weights_hash
+from recyclelora.models.weights import nonfinite, weights_hash
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, base_of
 from recyclelora.runs.run import Run, check_empty, open_finished
@@ -56,11 +56,15 @@ class Predictor:
 
         Raises:
             ValueError: the image is not uint8 of shape (height, width, 3).
-            UserError: as `plan`.
+            UserError: as `plan`, or the model gives NaN or infinity for the image.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
-        return self.segmenter.predict(image, self.plan(dataset))
+        plan = self.plan(dataset)
+        try:
+            return self.segmenter.predict(image, plan)
+        except UserError as error:
+            raise UserError(f"{self.run.path}: {error}") from error
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Run:
         """Write the model with its merged backbone, as a run that loads without base weights.
@@ -93,7 +97,8 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         device: where to compute; by default a GPU if there is one.
 
     Raises:
-        UserError: the run is not finished, or the base weights are not those it was trained on.
+        UserError: the run is not finished, one of its files is not as it was written, or the base weights are not
+            those it was trained on.
     """
     opened = open_finished(run)
     recipe, method = opened.recipe, get_method(opened.recipe.method)
@@ -101,7 +106,8 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         segmenter = bare(recipe, len(opened.space), "random")
         method.keep(segmenter.backbone, recipe.adapter)
         _load(segmenter.backbone.model, opened.backbone, "backbone")
-        _check_merged(segmenter.backbone.model, opened)
+        if opened.hashes is None:
+            _check_merged(segmenter.backbone.model, opened)
     else:
         segmenter = base_of(opened, weights)
         method.merge(segmenter.backbone, recipe.adapter, opened.adapter)
@@ -116,6 +122,8 @@ def _load(module: nn.Module, file: Path, what: str) -> None:
     except (RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: not the {what} of this run ({reason}); restore the file or make it again") from error
+    if name := nonfinite(module.state_dict()):
+        raise UserError(f"{file}: it holds NaN or infinity in {name}; restore the file, or train again")
 
 
 def _check_merged(model: nn.Module, run: Run) -> None:

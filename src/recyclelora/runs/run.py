@@ -1,7 +1,8 @@
 """A run: the folder of one training, or of a model that was saved with its merged backbone.
 
 RUN/recipe.yaml                     all settings, resolved
-    run.json                        classes, the base weights' hash, data, versions, parameter counts
+    run.json                        classes, the base weights' hash, data, versions, parameter counts, and the hashes of
+                                    the files that the model depends on (see `recyclelora.runs.seal`)
     manifests/                      the images of each source, one text file per source
     metrics.jsonl                   one line per step: loss, learning rate, seconds
     checkpoints/last.safetensors    for `--resume`: adapter, its buffers, head, optimiser
@@ -12,29 +13,36 @@ RUN/recipe.yaml                     all settings, resolved
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
-from recyclelora.files import read_json, save_tensors, write_json, write_text
+from recyclelora.files import file_sha256, read_json, replacing, save_tensors, write_json, write_text
 from recyclelora.methods import get_method
-from recyclelora.methods.base import FILES, TRAINED
+from recyclelora.methods.base import FILES
+from recyclelora.methods.reading import ADAPTER, TRAINED
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import weights_hash
 from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.runs.seal import check_file, check_files, open_sealed, sealed
 
 PACKAGES = (
     "recyclelora", "torch", "timm", "peft", "lightning", "transformers", "numpy", "scipy", "opencv-python-headless",
 )  # fmt: skip
+RECIPE = "recipe.yaml"
+RESULTS = (RECIPE, *(f"adapter/{name}" for name in FILES), "backbone.safetensors", "head.safetensors")
+"""The files that a finished model depends on, below the run's folder; not every run has all of them."""
 FACTS = ("classes", "weights_sha256", "sources", "parameters")
 """The keys that `run.json` has in every run."""
 
@@ -46,6 +54,8 @@ class Run:
     path: Path
     recipe: Recipe
     info: dict[str, Any]
+    hashes: dict[str, str] | None = field(default=None, compare=False)
+    """The SHA-256 of its files; None for a run of version 0.1, and before it is opened."""
 
     @property
     def checkpoint(self) -> Path:
@@ -104,7 +114,7 @@ class Run:
         """SHA-256 of the trained weights, head and adapter, whichever files hold them."""
         if "trained_sha256" in self.info:
             return str(self.info["trained_sha256"])
-        files = {"head": self.head, "adapter": self.adapter / FILES[1], "backbone": self.adapter / TRAINED}
+        files = {"head": self.head, "adapter": self.adapter / ADAPTER, "backbone": self.adapter / TRAINED}
         states = {part: load_file(file) for part, file in files.items() if file.is_file()}
         return weights_hash(
             {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
@@ -112,8 +122,12 @@ class Run:
 
     def write(self) -> None:
         """Write `recipe.yaml` and `run.json`."""
-        write_text(self.path / "recipe.yaml", self.recipe.to_yaml())
-        write_json(self.path / "run.json", self.info)
+        write_json(self.path / "run.json", self.info)  # without hashes, so that a stop between the two does no harm
+        write_text(self.path / RECIPE, self.recipe.to_yaml())
+        self._seal({RECIPE: file_sha256(self.path / RECIPE)})
+
+    def _seal(self, hashes: Mapping[str, str]) -> None:
+        write_json(self.path / "run.json", sealed(self.info, hashes))
 
     def save_result(self, segmenter: Segmenter) -> None:
         """Write the trained part of the backbone, and the head."""
@@ -129,8 +143,13 @@ class Run:
         self.save_head(segmenter.head)
 
     def save_head(self, head: nn.Module) -> None:
-        """Write the head; its file marks the run as finished."""
-        save_tensors(self.head, head.state_dict())
+        """Write the hashes of all files, then the head; its file marks the run as finished."""
+        content = save({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()})
+        names = [name for name in RESULTS if name != self.head.name and (self.path / name).is_file()]
+        hashes = {name: file_sha256(self.path / name) for name in names}
+        self._seal({**hashes, self.head.name: hashlib.sha256(content).hexdigest()})
+        with replacing(self.head) as part:
+            part.write_bytes(content)
 
 
 def _each_once(model: nn.Module) -> dict[str, Tensor]:
@@ -144,42 +163,46 @@ def open_run(path: str | Path) -> Run:
     """Read the recipe and facts of a run.
 
     Raises:
-        UserError: the folder does not exist or is not a run.
+        UserError: the folder does not exist or is not a run, or one of the two files is not as it was written.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
-    recipe, facts = path / "recipe.yaml", path / "run.json"
+    recipe, facts = path / RECIPE, path / "run.json"
     try:
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        info = read_json(facts)
+        text, info = recipe.read_bytes(), read_json(facts)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: not a run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe}: damaged: {' '.join(str(error).split())}; restore the file") from error
     if missing := [key for key in FACTS if not isinstance(info, dict) or key not in info]:
         raise UserError(f"{facts}: damaged: it lacks {', '.join(missing)}; restore the file")
-    return Run(path, make_recipe(values, str(recipe)), info)
+    info, hashes = open_sealed(facts, info)
+    check_file(path, RECIPE, hashes)
+    try:
+        values = yaml.safe_load(text.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe}: damaged: {' '.join(str(error).split())}; restore the file") from error
+    return Run(path, make_recipe(values, str(recipe)), info, hashes)
 
 
 def open_finished(path: str | Path) -> Run:
     """Like `open_run`, for a run whose training is finished.
 
     Raises:
-        UserError: as `open_run`, or the training is not finished.
+        UserError: as `open_run`, the training is not finished, or a file is not as the training wrote it.
     """
     run = open_run(path)
     if not run.finished:
         raise UserError(f"{run.path}: the training is not finished; go on with `recyclelora train --resume`")
+    check_files(run.path, RESULTS, run.hashes)
     return run
 
 
 def remove_run(path: Path) -> None:
     """Remove the files that a training writes into a folder, and nothing else."""
     run = Run(path, Recipe(), {})
-    files = [path / "recipe.yaml", path / "run.json", run.metrics, run.backbone, run.head, run.checkpoint]
+    files = [path / RECIPE, path / "run.json", run.metrics, run.backbone, run.head, run.checkpoint]
     files += [run.adapter / name for name in FILES]
     for file in (*files, *run.manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)

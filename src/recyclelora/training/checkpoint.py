@@ -3,12 +3,14 @@
     {"state_dict": {...}, "optimizer_states": [...], "loops": {...}, ...}
        -> numbered tensors + a JSON skeleton that refers to them
 
-A checkpoint is whole or absent (see `recyclelora.files`).
+A checkpoint is whole or absent (see `recyclelora.files`), and its header has the SHA-256 of its content.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from recyclelora.errors import UserError
 from recyclelora.files import save_tensors
+from recyclelora.models.weights import weights_hash
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
@@ -27,15 +30,18 @@ class SafetensorsCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         tensors: dict[str, Tensor] = {}
         skeleton = json.dumps(_pack(checkpoint, "", tensors))
-        save_tensors(Path(path), tensors, {"skeleton": skeleton})
+        save_tensors(Path(path), tensors, {"skeleton": skeleton, "sha256": _sha256(skeleton, tensors)})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
             with safe_open(path, "pt") as file:
-                skeleton = json.loads(file.metadata()["skeleton"])
+                metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            checkpoint: dict[str, Any] = _unpack(skeleton, tensors)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            stated = metadata.get("sha256")  # version 0.1 wrote none
+            if stated is not None and stated != (found := _sha256(metadata["skeleton"], tensors)):
+                raise ValueError(f"damaged: its content has the SHA-256 {found[:12]}…, but it states {stated[:12]}…")
+            checkpoint: dict[str, Any] = _unpack(json.loads(metadata["skeleton"]), tensors)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a checkpoint of this program ({error}); start again with --overwrite"
             ) from error
@@ -43,6 +49,11 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _sha256(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    return hashlib.sha256(f"{weights_hash(tensors)}\0{skeleton}".encode()).hexdigest()
 
 
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

@@ -23,7 +23,7 @@ from recyclelora.files import write_text
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
-from recyclelora.runs.run import Run, open_run, remove_run, versions
+from recyclelora.runs.run import Run, open_finished, open_run, remove_run, versions
 from recyclelora.training.checkpoint import SafetensorsCheckpointIO
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.rare_classes import RareClasses, rare_classes
@@ -52,6 +52,7 @@ def train(
     leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning starts the other processes once the run is written
     previous = _previous(recipe, out, resume, overwrite) if leads else open_run(out)
     if previous is not None and previous.finished:
+        open_finished(out)  # refuses files that have changed
         return previous
     dataset = _dataset(recipe)
     rare = _rare(recipe, dataset)
