@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """A training diverged: its loss is NaN or infinite."""
+    """A training diverged: its loss or a weight is NaN or infinite."""
 
 
 class MissingExtraError(UserError, ImportError):

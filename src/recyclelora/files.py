@@ -83,6 +83,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
 
 
+def set_aside(path: Path, older: Path) -> None:
+    """Give a file the name `older`, in place of what has it; nothing happens if there is no file."""
+    if path.is_file():
+        os.replace(path, older)
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
     with path.open("rb") as stream:

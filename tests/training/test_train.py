@@ -179,13 +179,6 @@ def test_a_wrong_setting_of_rare_classes_stops_before_anything_is_written(source
     assert not (tmp_path / "run").exists()
 
 
-def test_a_nan_or_infinite_loss_stops_the_training(sources, tmp_path):
-    from recyclelora import UserError
-
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower optim.lr"):
-        trained(tmp_path / "run", sources[:1], {"optim.lr": 1e30, "steps": 10})
-
-
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 0), (6, 3)])
 def test_rates_and_weight_decays_of_a_training_are_those_of_mmengine(steps, warmup, sources, tmp_path, monkeypatch):
     seen, untouched = [], SegmentationModule.training_step

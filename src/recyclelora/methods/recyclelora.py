@@ -12,7 +12,7 @@ from torch import nn
 
 from recyclelora.adapter import RecycleLoraConfig, RecycleLoraLayer
 from recyclelora.adapter.base import weight_matrix
-from recyclelora.adapter.config import Scaling
+from recyclelora.adapter.config import PeftType, Scaling
 from recyclelora.adapter.factors import Decomposition, one_hot
 from recyclelora.adapter.layer import PREFIX
 from recyclelora.methods.base import MethodSettings, PeftMethod, S
@@ -60,7 +60,7 @@ class Directions(PeftMethod[S]):
     def _stored_settings(self, backbone: Backbone, settings: S) -> dict[str, Any]:
         config = self.config(backbone, settings)
         return {key: getattr(config, key) for key in STORED} | {
-            "peft_type": config.peft_type.value,
+            "peft_type": PeftType.RECYCLELORA.value,
             "init_weights": False,
         }
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.models.weights import load_weights, weights_hash
+from recyclelora.models.weights import load_weights, nonfinite, weights_hash
 
 Resampling = Literal["timm", "published"]
 """How weights for another patch or grid size are resampled to the model's.
@@ -29,6 +29,12 @@ Resampling = Literal["timm", "published"]
 antialiasing. `published`: both bicubic without antialiasing, as in the published work on domain generalisation since
 Rein.
 """
+
+LOADING = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
+    "checkpoint_path", "cache_dir", "num_classes", "features_only", "feature_cfg", "out_indices",
+)  # fmt: skip
+"""Arguments of timm that load or fetch weights, or change what the model returns: this module sets them."""
 
 
 class Backbone(nn.Module):
@@ -42,11 +48,12 @@ class Backbone(nn.Module):
     norm: apply the model's final norm to every map (a linear head needs it; a decoder with its own norms does not).
     image_size: the side in pixels to which the position embeddings are resampled at the start; the model's own if None.
         Models without dynamic image sizes accept only this size afterwards.
-    model_args: passed on to `timm.create_model`, for example {"patch_size": 16}.
+    model_args: passed on to `timm.create_model`, for example {"patch_size": 16}; none of `LOADING`.
     resample: how a patch kernel and position embeddings are resampled on loading if their size differs from the
         model's. For images of another size, timm itself resamples the positions later.
 
-    Raises UserError for an unknown name, a model that is not such a ViT, and weights that are missing or do not fit.
+    Raises UserError for an unknown name, a model that is not such a ViT, and weights that are missing, do not fit, or
+    hold NaN or infinity.
     """
 
     def __init__(
@@ -63,12 +70,19 @@ class Backbone(nn.Module):
         super().__init__()
         _check_name(model_name)
         args = dict(model_args or {})
+        if refused := [key for key in args if key in LOADING]:
+            raise UserError(
+                f"backbone {model_name}: model_args has {refused[0]!r}, which says what is loaded, or what the model "
+                "returns; remove it, and name weights with backbone.weights"
+            )
         if image_size is not None:
             args["img_size"] = image_size
         state = load_weights(model_name, weights)
         if state is not None and resample == "published":
             state = _resampled(state, _shapes(model_name, args))
         self.model = _create(model_name, args, state, weights)
+        if state is not None and (name := nonfinite(self.model.state_dict())):
+            raise UserError(f"weights {weights}: NaN or infinity in {name}; fetch them again, or give other weights")
         self.model_name = model_name
         self.patch_size = _stride(self.model, model_name)
         self.depth = len(self.model.blocks)

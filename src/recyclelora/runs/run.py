@@ -6,6 +6,7 @@ RUN/recipe.yaml                     all settings, resolved
     manifests/                      the images of each source, one text file per source
     metrics.jsonl                   one line per step: loss, learning rate, seconds
     checkpoints/last.safetensors    for `--resume`: adapter, its buffers, head, optimiser
+                previous.safetensors  the one before it, which is taken if the last one is damaged
     adapter/                        the trained part of the backbone, as the method saves it
     backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
     head.safetensors                the trained head; written last, so it marks a finished run
@@ -61,6 +62,11 @@ class Run:
     def checkpoint(self) -> Path:
         """The checkpoint that `--resume` continues from."""
         return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def older_checkpoint(self) -> Path:
+        """The checkpoint before it, for a last one that is damaged."""
+        return self.path / "checkpoints" / "previous.safetensors"
 
     @property
     def manifests(self) -> Path:
@@ -202,7 +208,8 @@ def open_finished(path: str | Path) -> Run:
 def remove_run(path: Path) -> None:
     """Remove the files that a training writes into a folder, and nothing else."""
     run = Run(path, Recipe(), {})
-    files = [path / RECIPE, path / "run.json", run.metrics, run.backbone, run.head, run.checkpoint]
+    files = [path / RECIPE, path / "run.json", run.metrics, run.backbone, run.head]
+    files += [run.checkpoint, run.older_checkpoint]
     files += [run.adapter / name for name in FILES]
     for file in (*files, *run.manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)

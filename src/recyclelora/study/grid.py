@@ -201,7 +201,9 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> CellResult:
         result = replace(result, error=str(error).rpartition(": ")[2])  # without the run's folder
     result = replace(result, wall_seconds=round(time.perf_counter() - started, 1))
     write_json(places.records / f"{cell.name}.json", result.to_json())
-    Run(folder, cell.recipe, {}).checkpoint.unlink(missing_ok=True)
+    done = Run(folder, cell.recipe, {})
+    for checkpoint in (done.checkpoint, done.older_checkpoint):
+        checkpoint.unlink(missing_ok=True)
     if not places.keep_runs:
         remove_run(folder)
     return result

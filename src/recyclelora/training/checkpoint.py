@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from recyclelora.errors import UserError
+from recyclelora.errors import DivergedError, UserError
 from recyclelora.files import save_tensors
-from recyclelora.models.weights import weights_hash
+from recyclelora.models.weights import nonfinite, weights_hash
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Stores Lightning checkpoints of dicts, lists, tuples, numbers, text and tensors; refuses anything else."""
+    """Stores Lightning checkpoints of dicts, lists, tuples, numbers, text and finite tensors; refuses anything else."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         tensors: dict[str, Tensor] = {}
         skeleton = json.dumps(_pack(checkpoint, "", tensors))
+        if place := nonfinite(dict(_tensors(checkpoint, ""))):
+            raise DivergedError(f"{path}: not written: NaN or infinity at {place}; lower optim.lr")
         save_tensors(Path(path), tensors, {"skeleton": skeleton, "sha256": _sha256(skeleton, tensors)})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -41,6 +44,8 @@ class SafetensorsCheckpointIO(CheckpointIO):
             if stated is not None and stated != (found := _sha256(metadata["skeleton"], tensors)):
                 raise ValueError(f"damaged: its content has the SHA-256 {found[:12]}…, but it states {stated[:12]}…")
             checkpoint: dict[str, Any] = _unpack(json.loads(metadata["skeleton"]), tensors)
+            if place := nonfinite(dict(_tensors(checkpoint, ""))):
+                raise ValueError(f"NaN or infinity at {place}")
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a checkpoint of this program ({error}); start again with --overwrite"
@@ -49,6 +54,45 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def newest_whole(*paths: Path) -> Path | None:
+    """The first checkpoint that can be read; None if there is no file.
+
+    Raises:
+        UserError: there are files, but none can be read.
+
+    Warns:
+        UserWarning: one was damaged, and the one after it in the list is taken.
+    """
+    damaged: UserError | None = None
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            SafetensorsCheckpointIO().load_checkpoint(path)
+        except UserError as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            found = str(damaged).rpartition(";")[0]
+            warnings.warn(f"{found}; the training goes on from the checkpoint before it, {path}", stacklevel=2)
+        return path
+    if damaged:
+        raise damaged
+    return None
+
+
+def _tensors(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested values, with their places."""
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{place}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _tensors(item, f"{place}/{number}")
 
 
 def _sha256(skeleton: str, tensors: Mapping[str, Tensor]) -> str:

@@ -24,7 +24,8 @@ from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.run import Run, open_finished, open_run, remove_run, versions
-from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+from recyclelora.training.checkpoint import SafetensorsCheckpointIO, newest_whole
+from recyclelora.training.divergence import check_result
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.rare_classes import RareClasses, rare_classes
 from recyclelora.training.recorder import ProgressBar, Recorder
@@ -43,7 +44,8 @@ def train(
 
     Raises:
         UserError: `out` holds something and neither flag is set; a resumed run has another recipe or other base
-            weights; the data or the model are wrong.
+            weights; no checkpoint can be read; the data or the model are wrong.
+        DivergedError: the loss or a weight is NaN or infinite.
     """
     out = Path(out)
     recipe.check_sources()
@@ -57,7 +59,7 @@ def train(
     dataset = _dataset(recipe)
     rare = _rare(recipe, dataset)
     space = dataset.domains[0].train_space
-    checkpoint = previous.checkpoint if previous is not None and previous.checkpoint.is_file() else None
+    checkpoint = None if previous is None else newest_whole(previous.checkpoint, previous.older_checkpoint)
     segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
     facts = _facts(segmenter, dataset)
     if previous is not None:
@@ -72,6 +74,7 @@ def train(
     module = SegmentationModule(segmenter, recipe)
     _fit(run, module, dataset, rare, checkpoint)
     module.take_averages()
+    check_result(out, recipe.steps, module, segmenter.head)
     if leads:
         run.save_result(segmenter)
     return run
