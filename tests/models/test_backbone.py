@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from recyclelora.errors import UserError
-from recyclelora.models.backbone import Backbone, Resampling, pyramid_indices
+from recyclelora.models.backbone import LOADING, Backbone, Resampling, pyramid_indices
 from recyclelora.models.weights import weights_hash
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -125,6 +125,24 @@ def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
 def test_a_model_that_is_not_a_vit(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: not a plain ViT"):
         Backbone(name, "random")
+
+
+@pytest.mark.parametrize("key", LOADING)
+@pytest.mark.parametrize("weights", ["random", "hub"])
+def test_model_args_neither_load_nor_fetch(key: str, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for called in ("load_weights", "_create"):
+        monkeypatch.setattr(f"recyclelora.models.backbone.{called}", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=f"model_args has '{key}', which says what is loaded.*remove it"):
+        Backbone(VIT, weights, model_args={**TINY, key: "file.pth"})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_base_weights_that_are_not_finite_are_named(wrong: float, tmp_path: Path) -> None:
+    state = Backbone(VIT, "random", model_args=TINY).model.state_dict()
+    state["blocks.1.mlp.fc1.bias"][3] = wrong
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors: NaN or infinity in blocks\.1\.mlp\.fc1\.bias; fetch"):
+        Backbone(VIT, str(tmp_path / "w.safetensors"), model_args=TINY)
 
 
 def test_model_args_that_timm_does_not_accept() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from labelled_files import picture
+from labelled_files import picture, refused
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import classify, summed_scores, window_starts
 from references import bilinear
@@ -177,6 +177,18 @@ def test_with_equal_logits_the_first_class_is_taken():
         return torch.zeros(len(images), CLASSES, *images.shape[-2:])
 
     assert not classify(equal, picture(9, 7), Plan("test", 4, 3), 1, "cpu").any()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_pixel_without_a_finite_score_has_no_class(wrong, number):
+    def forward(images):
+        scores = torch.zeros(len(images), 3, 16, 16)
+        scores[:, number, 2, 3] = wrong
+        return scores
+
+    image, plan = np.zeros((16, 16, 3), np.uint8), Plan("one", window=16, stride=16)
+    refused(lambda: classify(forward, image, plan, 16, "cpu"), "the scores of 1 of 256 pixels are NaN or infinite")
 
 
 def test_a_scaled_image_is_interpolated_between_the_centres_of_pixels():

@@ -159,10 +159,12 @@ def _highest(scores: Float[Tensor, "classes _ _"], size: Size) -> UInt8[Tensor, 
         channel = _rescaled(scores[number], size)
         classes.masked_fill_(channel > best, number)
         best = torch.maximum(best, channel)  # NaN if one of them is
-    if wrong := int((~best.isfinite()).sum()):
+    finite = best.isfinite()
+    if not finite.all():
+        wrong = f"{finite.numel() - int(finite.sum())} of {finite.numel()}"
         raise UserError(
-            f"the scores of {wrong} of {best.numel()} pixels are NaN or infinite, so they have no class; the model's "
-            "weights are damaged or too large: train again with a lower optim.lr"
+            f"the scores of {wrong} pixels are NaN or infinite, so they have no class; the model's weights are damaged "
+            "or too large: train again with a lower optim.lr"
         )
     return classes
 
