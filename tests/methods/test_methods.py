@@ -23,7 +23,7 @@ from recyclelora.runs.build import bare, build
 from recyclelora.training.checkpoint import SafetensorsCheckpointIO
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.train import train
-from tiny_methods import HEADS, NAMES, learn, outputs, tiny_recipe
+from tiny_methods import HEADS, NAMES, learn, outputs, tiny_recipe, unsealed
 
 SAVING = [method for method in METHODS if method != "frozen"]
 CHANGING = [method for method in SAVING if method != "rein"]
@@ -569,6 +569,7 @@ def test_a_method_is_added_by_one_file_and_one_name(tmp_path, monkeypatch):
         saved = loaded.save(tmp_path / "merged")
         assert (recyclelora.load(saved.path, device="cpu").predict(image) == loaded.predict(image)).all()
         (run.adapter / "trained.safetensors").unlink()
+        unsealed(run)
         refused(lambda: recyclelora.load(run.path), run.adapter, "restore it or train again")
     finally:
         sys.modules.pop("recyclelora.methods.norms_alone", None)

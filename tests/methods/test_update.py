@@ -8,7 +8,7 @@ from recyclelora.methods.update import Update
 from recyclelora.runs.build import base_of
 from recyclelora.runs.predictor import load
 from recyclelora.study.updates import layer_updates
-from tiny_methods import made_run, tiny_recipe
+from tiny_methods import made_run, tiny_recipe, unsealed
 
 
 @pytest.mark.parametrize("method", ["recyclelora", "full", "pissa", "qr-lora"])
@@ -40,6 +40,8 @@ def test_an_unfinished_run_is_refused(tmp_path):
 def test_a_run_without_its_adapter_is_refused(tmp_path):
     run, _ = made_run(tmp_path / "run", tiny_recipe("lora"))
     (run.adapter / "adapter_model.safetensors").unlink()
+    refused(lambda: layer_updates(run), run.adapter / "adapter_model.safetensors", "missing", "restore the file")
+    unsealed(run)
     refused(lambda: layer_updates(run), run.adapter, "not an adapter for")
 
 
