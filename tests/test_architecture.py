@@ -168,6 +168,8 @@ def test_every_test_file_stands_for_a_module():
         "data_files",
         "check_report",
         "adapter_targets",
+        "stored_files",
+        "class_lists",
         "golden",
         "processes",
         "results",

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import recyclelora
-from recyclelora.errors import MissingExtraError, UserError
+from recyclelora.errors import MissingExtraError, UserError, printable
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
 from recyclelora.published import KINDS
@@ -338,5 +338,5 @@ def run() -> None:
             verb = next((word for word in arguments if not word.startswith("-")), "this")
             error = MissingExtraError(f"recyclelora {verb}", error.name or str(error))
         more = "" if isinstance(error, UserError) else f" ({type(error).__name__}; --debug shows where)"
-        print(f"error: {' '.join(str(error).split())}{more}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}{more}", file=sys.stderr)
         sys.exit(1)

@@ -23,6 +23,14 @@ class MissingExtraError(UserError, ImportError):
         )
 
 
+def printable(text: str) -> str:
+    r"""The text with everything written out that would steer a terminal: `\x1b` instead of an escape character.
+
+    File names and labels may hold such characters; a terminal would obey them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """The known names nearest to `word`, as the end of an error message."""
     known = sorted(set(known))

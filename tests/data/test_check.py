@@ -20,7 +20,7 @@ from labelled_files import (
 from recyclelora.cli import app
 from recyclelora.data.check import check as module
 from recyclelora.data.check.check import check_data
-from recyclelora.data.files import Pair
+from recyclelora.data.finding import Pair
 from recyclelora.data.opening import BENCHMARKS, open_domain
 
 

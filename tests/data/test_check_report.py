@@ -9,6 +9,7 @@ import pytest
 
 from recyclelora.data.check.check import DataCheck, Part, Problem, Spread
 from recyclelora.data.check.report import cases, number, percent, print_check, times, write_check
+from recyclelora.data.labels import LabelSpace, unchanged
 
 
 def part(split, pixels, ignored, **changes):
@@ -23,7 +24,12 @@ def check():
         "unknown label id 37": Problem(4, 62_996, ["d.png", "e.png", "f.png"]),
     }
     parts = (part("train", [600, 200, 0], 200, problems=problems), part("val", [1, 99_998, 1], 0))
-    return DataCheck("town", Path("data/town"), ("road", "<sky>", "rare"), parts)
+    return DataCheck(
+        "town",
+        Path("data/town"),
+        unchanged(LabelSpace(("road", "<sky>", "rare"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))),
+        parts,
+    )
 
 
 @pytest.fixture
@@ -63,11 +69,11 @@ def test_page_shows_the_same_and_needs_no_other_file(check, tmp_path):
 
 
 def test_sound_data_are_reported_and_without_labels_there_is_no_plot(check, tmp_path, terminal):
-    sound = DataCheck(check.name, check.root, check.names, check.parts[1:])
+    sound = DataCheck(check.name, check.root, check.labelling, check.parts[1:])
     page = write_check(tmp_path / "check.html", sound).read_text()
     assert "Nothing is wrong" in page
     assert "Problems" not in page
-    empty = DataCheck(check.name, check.root, check.names, (part("val", [0, 0, 0], 0),))
+    empty = DataCheck(check.name, check.root, check.labelling, (part("val", [0, 0, 0], 0),))
     page = write_check(tmp_path / "check.html", empty).read_text()
     assert "<svg" not in page
     assert "road" not in page

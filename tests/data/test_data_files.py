@@ -18,7 +18,7 @@ from labelled_files import (
     write,
 )
 from recyclelora.data.decoding import read_image
-from recyclelora.data.files import IMAGE_SUFFIXES, find_images
+from recyclelora.data.finding import IMAGE_SUFFIXES, find_images
 from recyclelora.data.labels import CITYSCAPES
 from recyclelora.data.opening import manifest, open_domain
 
@@ -236,7 +236,7 @@ def test_two_images_of_one_name_are_refused(photographs):
 def test_places_without_images_are_refused(photographs):
     refused(lambda: find_images([photographs / "none"]), photographs / "none", "no such image or folder")
     (photographs / "broken").symlink_to(photographs / "none")
-    refused(lambda: find_images([photographs / "broken"]), photographs / "broken", "no such image or folder")
+    refused(lambda: find_images([photographs / "broken"]), photographs / "broken", "a link to", "where there is no")
     (photographs / "empty").mkdir()
     (photographs / "empty/._0001.jpg").write_bytes(b"resource fork")
     refused(lambda: find_images([photographs / "empty"]), photographs / "empty", "no images", *IMAGE_SUFFIXES)

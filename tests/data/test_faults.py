@@ -6,7 +6,7 @@ import pytest
 from labelled_files import ids, picture, write
 from recyclelora.data.check.faults import Rules, below, inspect
 from recyclelora.data.decoding import read_labels
-from recyclelora.data.files import Pair
+from recyclelora.data.finding import Pair
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ Pillow decides what a file holds. OpenCV decodes JPEG and PNG with 8 bits per ch
 returns partly grey images for truncated files, so it only gets whole files. Pillow reads all other files, and its
 errors are reported. Pillow also reads the labels: it keeps the indices of palette PNGs, which are the label ids, while
 OpenCV expands them to colours. It is no slower on them.
+
+What a file is, its bytes say, not its name. A size is checked before memory is taken for the pixels.
 """
 
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import cv2
@@ -18,30 +19,45 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from recyclelora.data import png
+from recyclelora.data.stored import read_file, refuse_other_kinds
 from recyclelora.errors import UserError
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-TEXT = (b"tEXt", b"zTXt", b"iTXt")
-METADATA = (b"Raw profile type", b"XML:com.adobe.xmp")
-"""Keywords of the text chunks of a PNG in which Pillow finds an orientation."""
+IMAGE_KINDS = ("PNG", "JPEG", "WebP", "BMP", "TIFF")
+
+MOST_PIXELS = 178_956_970
+"""The largest image: 0.5 GiB as RGB, the size from which Pillow refuses to read one."""
+
+GREY_STEPS = {1: 1, 2: 85, 4: 17, 8: 1}
+"""What Pillow multiplies grey values of so many bits by; it gives values of one bit as they are."""
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """The RGB image in a file, turned upright if its EXIF data say so.
 
     Raises:
-        UserError: the file is missing, damaged or truncated, or has 16 or more bits per channel.
+        UserError: the file is missing, damaged, truncated, of another kind or too large, or has more than 8 bits per
+            channel.
     """
-    pixels = _decode(path)
-    if pixels is not None:
-        return pixels
-    image = _open(path, upright=True)
-    if image.mode.startswith(("I", "F")):
+    return read_turned(path)[0]
+
+
+def read_turned(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """As `read_image`, with the EXIF orientation from which the image was turned; 1 if it is stored upright."""
+    content = read_file(path)
+    image = _header(path, content, IMAGE_KINDS)
+    bits = _bits(image, content)
+    if bits > 8:
         raise UserError(
-            f"{path}: image of mode {image.mode!r} (16 or more bits), expected 8 bits; convert it to 8 bits"
+            f"{path}: image of mode {image.mode!r} with 16 or more bits per channel, expected 8 bits; convert it to "
+            "8 bits, divided so that its own brightest value becomes 255 (12 bits stored in 16: divide by 16)"
         )
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = _decode(content)
+    if pixels is not None:
+        return pixels, 1
+    image, orientation = _load(path, content, image)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB")), orientation
 
 
 def as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -52,38 +68,95 @@ def as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The ids in a label PNG: grey values, palette indices, or 0 and 1 in a PNG with one bit per pixel.
+    """The ids in a label PNG: grey values as stored with 1, 2, 4 or 8 bits, or palette indices.
 
     Raises:
-        UserError: the file is missing, damaged or truncated, or has several channels or more than 8 bits.
+        UserError: the file is missing, damaged, truncated, too large or no PNG, has several channels or more than
+            8 bits, or its EXIF data turn it.
     """
-    image = _open(path)
+    content, image = checked_label(path)
     if image.mode not in ("L", "P", "1"):
         bits = " (16 bits)" if image.mode.startswith("I") else f" ({len(image.getbands())} channels)"
         raise UserError(
             f"{path}: label of mode {image.mode!r}{bits}, expected one channel of 8-bit ids; "
             "write the class ids as a grey or palette PNG"
         )
-    return np.asarray(image).astype(np.uint8)
+    labels = np.asarray(_load(path, content, image)[0]).astype(np.uint8)
+    step = GREY_STEPS[png.header(content).bits] if image.mode == "L" else 1
+    return labels // step if step > 1 else labels
 
 
-def _open(path: Path, upright: bool = False) -> Image.Image:
+def checked_label(path: Path) -> tuple[bytes, Image.Image]:
+    """The bytes of a label PNG that is whole and not turned, and its header as Pillow reads it.
+
+    Raises:
+        UserError: the file is missing, damaged, truncated, too large or no PNG, or its EXIF data turn it.
+    """
+    content = read_file(path)
+    image = _header(path, content, ("PNG",))
     try:
-        with Image.open(path) as image:
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+        png.check_whole(content)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if any(png.may_be_turned(kind, data) for kind, data in png.chunks(content)):
+        orientation = _load(path, content, _header(path, content, ("PNG",)))[1]
+        if orientation != 1:
+            raise UserError(
+                f"{path}: label that its EXIF data turn (orientation {orientation}), expected pixels as they are shown;"
+                " save the label and its image upright, without this entry"
+            )
+    return content, image
+
+
+def _header(path: Path, content: bytes, kinds: tuple[str, ...]) -> Image.Image:
+    """The image of which Pillow has read only the header, if it is of one of these kinds and not too large."""
+    refuse_other_kinds(path, content, kinds)
+    try:
+        image = Image.open(io.BytesIO(content), formats=[kind.upper() for kind in kinds])
+        pixels = image.width * image.height
+    except Image.DecompressionBombError as error:
+        pixels = int((re.findall(r"\d+", str(error)) or [MOST_PIXELS + 1])[0])
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as an image ({reason}); replace the damaged file") from error
+        raise _damaged(path, error if content else "an empty file") from error
+    if pixels > MOST_PIXELS:
+        raise UserError(f"{path}: an image of {pixels:,} pixels, expected at most {MOST_PIXELS:,}; cut it into tiles")
     return image
 
 
-def _decode(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
+def _bits(image: Image.Image, content: bytes) -> int:
+    """The bits of a channel, which Pillow's mode does not tell of colours; 32 stands for real numbers."""
+    if image.format == "PNG":
+        return png.header(content).bits
+    if image.format == "TIFF":
+        stored = image.getexif().get(ExifTags.Base.BitsPerSample, 8)
+        return max(stored) if isinstance(stored, tuple) else int(stored)
+    return 32 if image.mode.startswith(("I", "F")) else 8
+
+
+def _load(path: Path, content: bytes, image: Image.Image) -> tuple[Image.Image, int]:
+    """The decoded image, upright, and the EXIF orientation from which it was turned."""
+    try:
+        if image.format == "PNG":
+            png.check_whole(content)
+        # The orientation of a PNG may come after its pixels, while that of a TIFF is dropped with them.
+        before = None if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation)
+        image.load()
+        orientation = before or image.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
+        raise _damaged(path, error) from error
+    return image, orientation if orientation in range(2, 9) else 1
+
+
+def _damaged(path: Path, reason: Exception | str) -> UserError:
+    text = re.sub(r"<_io\.BytesIO object at \w+>", "the file", " ".join(str(reason).split()))
+    return UserError(f"{path}: cannot be read as an image ({text}); replace the damaged file")
+
+
+def _decode(content: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
     """The image as OpenCV decodes it; None if Pillow might give other pixels or an error."""
     try:
-        content = path.read_bytes()
-        if not (_plain_png(content) or _plain_jpeg(content)):
+        if not (png.plain(content) or _plain_jpeg(content)):
             return None
         pixels = _by_opencv(content)
     except Exception:  # of any kind: Pillow reports the reason
@@ -95,38 +168,6 @@ def _by_opencv(content: bytes) -> np.ndarray | None:
     """The RGB image in a file's content as it is stored; None if OpenCV cannot decode it."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-
-
-def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The kind and the data of each chunk of a PNG, to its end.
-
-    Raises:
-        ValueError: the content is not a PNG, is truncated, or holds a chunk whose checksum is wrong.
-    """
-    start, view, kind = len(PNG_SIGNATURE), memoryview(content), b""
-    if not content.startswith(PNG_SIGNATURE):
-        raise ValueError("not a PNG")
-    while kind != b"IEND":
-        # 4 bytes of length, 4 of the kind, the data, 4 of the checksum over kind and data
-        end = start + 8 + int.from_bytes(view[start : start + 4])
-        if end + 4 > len(content) or zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise ValueError("truncated, or a wrong checksum")
-        kind = content[start + 4 : start + 8]
-        yield kind, view[start + 8 : end]
-        start = end + 4
-
-
-def _plain_png(content: bytes) -> bool:
-    """Whether this is a whole PNG with 8 bits per channel and correct checksums, upright and not animated."""
-    try:
-        for kind, data in png_chunks(content):
-            if kind == b"IHDR" and data[8] != 8:  # after 4 bytes of width and 4 of height
-                return False
-            if kind in (b"acTL", b"eXIf") or (kind in TEXT and bytes(data[:32]).startswith(METADATA)):
-                return False
-    except ValueError:
-        return False
-    return True
 
 
 def _plain_jpeg(content: bytes) -> bool:

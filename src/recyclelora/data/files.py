@@ -1,10 +1,9 @@
-"""Labelled images in folders: finds the pairs, reads them strictly, and reports what is wrong with them."""
+"""Labelled images in files: reads each pair strictly, and reports what is wrong with it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,120 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from recyclelora.data.decoding import as_jpeg, read_image, read_labels
+from recyclelora.data.decoding import as_jpeg, read_image, read_labels, read_turned
+from recyclelora.data.finding import Pair
 from recyclelora.data.labels import IGNORE
-from recyclelora.data.layouts import Layout, explain, shared_name
 from recyclelora.errors import UserError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-LABEL_SUFFIXES = frozenset({".png"})
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image, its label, and their common name."""
-
-    name: str
-    image: Path
-    label: Path
-
-
-def find_pairs(
-    root: Path, layouts: Iterable[Layout], split: str, domain: str = "", mistakes: Mapping[str, str] | None = None
-) -> list[Pair]:
-    """The pairs of a split and domain, sorted by name, in the first layout that is found below `root`.
-
-    Raises:
-        UserError: no layout is found, there are no images, or an image or a label lacks its counterpart.
-    """
-    layouts = list(layouts)
-    for layout in layouts:
-        if layout.is_at(root, split, domain):
-            return _match(layout, *layout.folders(root, split, domain))
-    raise UserError(explain(root, layouts, split, domain, mistakes or {}))
-
-
-def _match(layout: Layout, images: Path, labels: Path) -> list[Pair]:
-    image_files = _files(images, "images", IMAGE_SUFFIXES, layout.image)
-    label_files = _files(labels, "labels", LABEL_SUFFIXES, layout.label)
-    if bare := sorted(image_files.keys() - label_files.keys()):
-        raise UserError(
-            f"{image_files[bare[0]]}: image without label ({len(bare)} of {len(image_files)} images), "
-            f"expected {_counterpart(labels, bare[0], layout.label)}.png; "
-            + (_nested(images, labels) or "add the label or remove the image")
-        )
-    if bare := sorted(label_files.keys() - image_files.keys()):
-        raise UserError(
-            f"{label_files[bare[0]]}: label without image ({len(bare)} of {len(label_files)} labels), "
-            f"expected {_counterpart(images, bare[0], layout.image)} with an image's suffix; "
-            + (_nested(images, labels) or "add the image or remove the label")
-        )
-    return [Pair(name, image_files[name], label_files[name]) for name in sorted(image_files)]
-
-
-def _files(folder: Path, kind: str, suffixes: frozenset[str], pattern: str) -> dict[str, Path]:
-    if files := files_by_name(folder, suffixes, pattern):
-        return files
-    names = "files" if pattern == "*" else f"files named {pattern}"
-    there = next((name for _, _, files in os.walk(folder, followlinks=True) for name in sorted(files)), "no file")
-    raise UserError(
-        f"{folder}: no {kind}, expected {names} ending in {', '.join(sorted(suffixes))}, found {there}; "
-        "put them there, or unpack them again"
-    )
-
-
-def _counterpart(folder: Path, name: str, pattern: str) -> Path:
-    path = folder / name
-    return path.with_name(pattern.replace("*", path.name))
-
-
-def _nested(images: Path, labels: Path) -> str:
-    """How to fix an archive that was unpacked inside a folder of the same name; empty if there is none."""
-    doubled = [folder / folder.name for folder in (images, labels) if (folder / folder.name).is_dir()]
-    return " and ".join(f"move the files of {folder} up into {folder.parent}" for folder in doubled)
-
-
-def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
-    """The files below a folder that have one of these suffixes and a name that matches the pattern.
-
-    The keys are their paths relative to the folder, in which only what `*` stands for is left of the name. Links are
-    followed; hidden files are left out.
-    """
-    files: dict[str, Path] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for file in (Path(parent, name) for name in sorted(names)):
-            shared = shared_name(file.stem, pattern)
-            if shared is None or file.suffix.lower() not in suffixes or file.name.startswith("."):
-                continue
-            name = file.relative_to(folder).with_name(shared).as_posix()
-            if name in files:
-                raise UserError(
-                    f"{file}: has the same name as {files[name].name}, expected one file per name; remove one"
-                )
-            files[name] = file
-    return files
-
-
-def find_images(places: Iterable[Path]) -> dict[str, Path]:
-    """The given image files, and those below the given folders, by their names.
-
-    The name of an image is its path relative to the given folder, without suffix.
-
-    Raises:
-        UserError: a place does not exist, a folder has no images, or two images have the same name.
-    """
-    found: dict[str, Path] = {}
-    for place in places:
-        if not place.exists():
-            raise UserError(f"{place}: no such image or folder")
-        inside = files_by_name(place, IMAGE_SUFFIXES) if place.is_dir() else {place.stem: place}
-        if not inside:
-            raise UserError(f"{place}: no images in this folder; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
-        for name, file in sorted(inside.items()):
-            if name in found:
-                raise UserError(f"{file} and {found[name]} have the same name, {name}; predict them in separate calls")
-            found[name] = file
-    return found
 
 
 @dataclass(frozen=True)
@@ -177,10 +66,13 @@ class LabelledFiles:
         """One RGB image and its label with the ids of the file.
 
         Raises:
-            UserError: one of them is unreadable, their sizes differ, or the label holds an unknown id.
+            UserError: one of them is unreadable, their sizes differ, only the image may be turned, or the label holds
+                an unknown id.
         """
         pair = self.pairs[index]
-        image, labels = read_image(pair.image), self.read_ids(pair.label)
+        (image, orientation), labels = read_turned(pair.image), self.read_ids(pair.label)
+        if reason := turned_alone(orientation, image, labels, self.stretch):
+            raise UserError(f"{pair.image}: {reason}")
         fitted = self._fit(labels, image, pair)
         self._check_ids(labels, pair.label)
         if self.halved:
@@ -193,8 +85,7 @@ class LabelledFiles:
         height, width = image.shape[:2]
         if labels.shape == (height, width):
             return labels
-        rows, columns = labels.shape
-        if abs(rows - height) > self.stretch * height or abs(columns - width) > self.stretch * width:
+        if not fits(labels, image, self.stretch):
             raise UserError(
                 f"{pair.label}: label of {_size(labels)} pixels, but {pair.image.name} has {_size(image)}; "
                 "give both the same width and height"
@@ -219,6 +110,29 @@ class LabelledFiles:
         files = [file for pair in self.pairs for file in (pair.image, pair.label)]
         lines = sorted(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n" for file in files)
         return hashlib.sha256("".join([*lines, "halved, JPEG" * self.halved]).encode()).hexdigest()
+
+
+def fits(labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], stretch: float) -> bool:
+    """Whether the sides of a label differ from those of its image by at most this share of them."""
+    pairs = zip(labels.shape, image.shape[:2], strict=True)
+    return all(abs(one - other) <= stretch * other for one, other in pairs)
+
+
+def turned_alone(
+    orientation: int, image: UInt8[np.ndarray, "H W 3"], labels: UInt8[np.ndarray, "h w"], stretch: float
+) -> str:
+    """Why a label may not lie as its upright image does; empty if it does.
+
+    A label shows by its size that it was drawn on the upright image if that has other sides than the stored one.
+    """
+    quarter = orientation in range(5, 9)
+    stored = image.transpose(1, 0, 2) if quarter else image
+    if orientation == 1 or (quarter and not fits(labels, stored, stretch)):
+        return ""
+    return (
+        f"image that its EXIF data turn (orientation {orientation}), while nothing turns its label, expected both as "
+        "they are shown; save the image as it lies over its label, without this entry"
+    )
 
 
 def _half(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from recyclelora.data.decoding import png_chunks, read_image, read_labels
+from recyclelora.data.decoding import checked_label, read_image, read_labels
 from recyclelora.data.labels import CITYSCAPES, IGNORE, Labelling, unchanged
 from recyclelora.errors import UserError
 
@@ -150,13 +149,10 @@ def read_grey(path: Path) -> UInt8[np.ndarray, "h w"]:
     Raises:
         UserError: as `read_labels`.
     """
-    try:
+    if checked_label(path)[1].mode not in ("RGB", "RGBA", "LA"):
         return read_labels(path)
-    except UserError:
-        image = read_image(path)
-        if not (image == image[..., :1]).all():
-            raise
-        return np.ascontiguousarray(image[..., 0])
+    image = read_image(path)
+    return np.ascontiguousarray(image[..., 0]) if (image == image[..., :1]).all() else read_labels(path)
 
 
 def read_first_channel(path: Path) -> UInt8[np.ndarray, "h w"]:
@@ -166,7 +162,7 @@ def read_first_channel(path: Path) -> UInt8[np.ndarray, "h w"]:
         UserError: the file is missing, damaged, truncated or of another kind, or has ids above 255.
     """
     # Pillow reduces 16-bit colours to 8 bits, which loses the ids. OpenCV returns the channels as blue, green, red.
-    array = cv2.imdecode(np.frombuffer(_checked_png(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    array = cv2.imdecode(np.frombuffer(checked_label(path)[0], np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
         found = "unreadable" if array is None else f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{path}: label is {found}, expected an RGB PNG, 16 bits per channel; unpack the file again")
@@ -174,13 +170,3 @@ def read_first_channel(path: Path) -> UInt8[np.ndarray, "h w"]:
     if ids.max() > IGNORE:
         raise UserError(f"{path}: label id {ids.max()}, expected at most {IGNORE}; unpack the file again")
     return ids.astype(np.uint8)
-
-
-def _checked_png(path: Path) -> bytes:
-    """The bytes of a PNG whose checksums and end are right; OpenCV would decode a part of a damaged file."""
-    try:
-        content = path.read_bytes()
-        deque(png_chunks(content), maxlen=0)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); replace the damaged file") from error
-    return content

@@ -19,7 +19,8 @@ class Layout:
 
     In the folders `images` and `labels`, `{split}` stands for the split, renamed by `splits`, and `{domain}` for the
     domain. An image and its label have the same path below these folders, except for the suffix and for what the
-    patterns `image` and `label` add to their names; `*` stands for the part of the name that they share.
+    patterns `image` and `label` add to their names; `*` stands for the part of the name that they share. Labels whose
+    name ends in `left_alone` are those that other toolkits write beside the published ones.
     """
 
     images: str
@@ -27,6 +28,7 @@ class Layout:
     image: str = "*"
     label: str = "*"
     splits: Mapping[str, str] = field(default_factory=dict)
+    left_alone: str = ""
 
     def folders(self, root: Path, split: str, domain: str = "") -> tuple[Path, Path]:
         """The folder of images and the folder of labels."""

@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 
 from recyclelora.data.domain import Domain, Source
-from recyclelora.data.files import LabelledFiles, Pair, find_pairs
+from recyclelora.data.files import LabelledFiles
+from recyclelora.data.finding import Pair, find_pairs
 from recyclelora.data.scenes import StreetScenes
 from recyclelora.data.table import BENCHMARKS, SPLITS, STREET_SEEDS, Benchmark
 from recyclelora.errors import UserError, did_you_mean

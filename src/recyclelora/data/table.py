@@ -17,6 +17,9 @@ from recyclelora.data.layouts import Layout
 
 SPLITS = ("train", "val", "test")
 
+TRAIN_IDS = "_labelTrainIds"
+"""How the names of the labels end that other toolkits convert and write beside the published ones."""
+
 STREET_SEEDS = {"train": range(1000), "val": range(1_000_000, 1_000_100), "test": range(2_000_000, 2_000_200)}
 """The seeds of the rendered scenes of each split: disjoint, and the same in every domain."""
 
@@ -87,7 +90,7 @@ def _mapillary(halved: bool) -> Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "gtav": Benchmark(
         maps.GTAV_LABELLING,
-        layouts=(Layout("images", "labels"),),
+        layouts=(Layout("images", "labels", left_alone=TRAIN_IDS),),
         splits={"train": 24_966},
         evaluated="train",
         site="download.visinf.tu-darmstadt.de/data/from_games",
@@ -97,7 +100,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "synthia": Benchmark(
         maps.SYNTHIA_LABELLING,
-        layouts=(Layout("RGB", "GT/LABELS"),),
+        layouts=(Layout("RGB", "GT/LABELS", left_alone=TRAIN_IDS),),
         splits={"train": 9_400},
         size=(1280, 760),
         evaluated="train",
@@ -106,7 +109,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "urbansyn": Benchmark(
         maps.URBANSYN_LABELLING,
-        layouts=(Layout("rgb", "ss", "rgb_*", "ss_*"),),
+        layouts=(Layout("rgb", "ss", "rgb_*", "ss_*", left_alone=TRAIN_IDS),),
         splits={"train": 7_539},
         size=(2048, 1024),
         evaluated="train",

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from recyclelora.data.decoding import read_image
-from recyclelora.data.files import find_images
+from recyclelora.data.finding import find_images
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.files import replacing

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from recyclelora.data.dataset import TrainingDataset
+from recyclelora.data.labelled import check_labelled
 from recyclelora.data.opening import manifest, open_domain, parse_spec
 from recyclelora.data.transforms import Augment
 from recyclelora.errors import DivergedError, UserError
@@ -82,6 +83,8 @@ def train(
 
 def _dataset(recipe: Recipe) -> TrainingDataset:
     domains = [open_domain(source.data, "train", recipe.limit, source.images, recipe.seed) for source in recipe.sources]
+    for domain in domains:
+        check_labelled(domain)
     return TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
 
 

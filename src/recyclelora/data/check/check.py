@@ -17,7 +17,8 @@ from jaxtyping import Float64, Int64
 from tqdm import tqdm
 
 from recyclelora.data.check.faults import Fault, Rules, below, inspect
-from recyclelora.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files_by_name
+from recyclelora.data.finding import Pair, image_files, label_files
+from recyclelora.data.labelled import absent, unlabelled
 from recyclelora.data.labels import IGNORE, Labelling
 from recyclelora.data.layouts import explain
 from recyclelora.data.opening import BENCHMARKS, Spec, parse_spec
@@ -101,12 +102,22 @@ class Part:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What the check found in a data set, part by part; `names` are its train classes."""
+    """What the check found in a data set, part by part."""
 
     name: str
     root: Path
-    names: tuple[str, ...]
+    labelling: Labelling
     parts: tuple[Part, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The train classes."""
+        return self.labelling.train_space.names
+
+    def absent(self) -> dict[str, list[str]]:
+        """The classes that no label of a split holds although some could, for each split with labelled pixels."""
+        missing = {split: absent(self.labelling, spread.holding) for split, spread in self.spreads().items()}
+        return {split: names for split, names in missing.items() if names}
 
     @property
     def sound(self) -> bool:
@@ -152,7 +163,7 @@ def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: i
         _find(part, row, spec.root)
     rules = Rules(spec.root, row.read_ids, labelling.ids | {IGNORE}, row.size, row.stretch)
     _read(parts, rules, labelling, workers)
-    return DataCheck(spec.name, spec.root, labelling.train_space.names, tuple(parts))
+    return DataCheck(spec.name, spec.root, labelling, tuple(parts))
 
 
 def _find(part: Part, row: Benchmark, root: Path) -> None:
@@ -163,10 +174,10 @@ def _find(part: Part, row: Benchmark, root: Path) -> None:
         return
     folders = layout.folders(root, part.split, part.domain)
     try:
-        images = files_by_name(folders[0], IMAGE_SUFFIXES, layout.image)
-        labels = files_by_name(folders[1], LABEL_SUFFIXES, layout.label)
+        images = image_files(layout, folders[0])
+        labels = label_files(layout, folders[1])
     except UserError as error:
-        part.add(Fault("repeated name", str(error)))
+        part.add(Fault("repeated name" if "same name" in str(error) else "folder or link in the way", str(error)))
         return
     for name in sorted(images.keys() - labels.keys()):
         part.add(Fault("image without label", below(root, images[name])))
@@ -191,6 +202,11 @@ def _read(parts: Sequence[Part], rules: Rules, labelling: Labelling, workers: in
         np.add.at(totals, labelling.to_train[known], pixels[known])
         classes = totals[: len(labelling.train_space)]
         part.spread.add(Spread(classes, (classes > 0).astype(np.int64), int(totals[IGNORE])))
+    for part in parts:
+        totals = np.zeros(256, np.int64)
+        totals[: len(labelling.train_space)], totals[IGNORE] = part.spread.pixels, part.spread.ignored
+        if reason := unlabelled(labelling.train_space, totals):
+            part.add(Fault("nothing to learn from", reason))
 
 
 def _findings(

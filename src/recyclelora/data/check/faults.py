@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from recyclelora.data.decoding import read_image
-from recyclelora.data.files import Pair
+from recyclelora.data.decoding import read_turned
+from recyclelora.data.files import fits, turned_alone
+from recyclelora.data.finding import Pair
 from recyclelora.errors import UserError
 
 Result = TypeVar("Result")
@@ -41,16 +42,19 @@ class Rules:
 
 def inspect(pair: Pair, rules: Rules) -> tuple[list[Fault], Int64[np.ndarray, "ids=256"]]:
     """The faults of one image and its label, and the number of pixels of each id in the label."""
-    image, faults = _attempt(read_image, pair.image)
+    read, faults = _attempt(read_turned, pair.image)
     labels, more = _attempt(rules.read_ids, pair.label)
     faults += more
-    if image is not None:
+    if read is not None:
+        image, orientation = read
         height, width = image.shape[:2]
         if rules.size and (width, height) != rules.size:
             expected = "{} x {}".format(*rules.size)
             found = f"{below(rules.root, pair.image)} has {width} x {height}"
             faults.append(Fault(f"image of another size than {expected}", found))
-        if labels is not None and not _fits(labels, image, rules.stretch):
+        if labels is not None and (reason := turned_alone(orientation, image, labels, rules.stretch)):
+            faults.append(Fault("image turned without its label", f"{below(rules.root, pair.image)}: {reason}"))
+        if labels is not None and not fits(labels, image, rules.stretch):
             found = f"{below(rules.root, pair.label)} has {labels.shape[1]} x {labels.shape[0]}"
             faults.append(Fault("label of another size than its image", f"{found}, the image {width} x {height}"))
     if labels is None:
@@ -69,11 +73,6 @@ def _attempt(read: Callable[[Path], Result], path: Path) -> tuple[Result | None,
         return None, [Fault("unreadable file", str(error))]
     except Exception as error:  # the check continues, whatever is wrong with a file
         return None, [Fault("unreadable file", f"{path}: {error!r}")]
-
-
-def _fits(labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], stretch: float) -> bool:
-    pairs = zip(labels.shape, image.shape[:2], strict=True)
-    return all(abs(one - other) <= stretch * other for one, other in pairs)
 
 
 def below(root: Path, path: Path) -> str:

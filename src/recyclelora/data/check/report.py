@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from recyclelora.data.check.check import DataCheck, Problem
+from recyclelora.errors import printable
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
 from recyclelora.pages.tables import print_table, say
@@ -17,10 +20,11 @@ def print_check(check: DataCheck) -> None:
         [part.name, *map(number, (part.images, part.official, sum(p.count for p in part.problems.values())))]
         for part in check.parts
     ]
-    print_table(["part", "images", "official", "problems"], rows, title=f"{check.name} in {check.root}")
+    title = escape(printable(f"{check.name} in {check.root}"))  # a table reads [...] in its title as markup
+    print_table(["part", "images", "official", "problems"], rows, title=title)
     for part in check.parts:
         for kind, problem in part.problems.items():
-            say("\n  ".join([f"{part.name}: {kind}{times(problem)}", *cases(problem)]))
+            say("\n  ".join(map(printable, [f"{part.name}: {kind}{times(problem)}", *cases(problem)])))
     spreads = check.spreads()
     if spreads:
         header = ["class", *(heading for split in spreads for heading in (split, "labels"))]
@@ -31,6 +35,11 @@ def print_check(check: DataCheck) -> None:
         ignored = ["ignored, of all", *(text for s in spreads.values() for text in (percent(s.ignored_share), ""))]
         title = "Share of the labelled pixels (%), and labels that hold the class"
         print_table(header, shares, title, ignored)
+    for split, names in check.absent().items():
+        say(
+            f"{split}: no label holds {', '.join(names)}; a model cannot learn or be scored on a class that is not "
+            "there: compare the ids in the labels with the list of classes if it should be"
+        )
 
 
 def write_check(path: Path, check: DataCheck) -> Path:

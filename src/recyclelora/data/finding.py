@@ -1,0 +1,155 @@
+"""Finds images and labels in folders: pairs of the same name for training, and images for a prediction."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from recyclelora.data.layouts import Layout, explain, shared_name
+from recyclelora.data.stored import refuse_link_or_device
+from recyclelora.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+LABEL_SUFFIXES = frozenset({".png"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its label, and their common name."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def find_pairs(
+    root: Path, layouts: Iterable[Layout], split: str, domain: str = "", mistakes: Mapping[str, str] | None = None
+) -> list[Pair]:
+    """The pairs of a split and domain, sorted by name, in the first layout that is found below `root`.
+
+    Raises:
+        UserError: no layout is found, there are no images, an image or a label lacks its counterpart, or one of them
+            is no file.
+    """
+    layouts = list(layouts)
+    for layout in layouts:
+        if layout.is_at(root, split, domain):
+            return _match(layout, *layout.folders(root, split, domain))
+    raise UserError(explain(root, layouts, split, domain, mistakes or {}))
+
+
+def image_files(layout: Layout, folder: Path) -> dict[str, Path]:
+    """The images of a layout in its folder, as `files_by_name`."""
+    return files_by_name(folder, IMAGE_SUFFIXES, layout.image)
+
+
+def label_files(layout: Layout, folder: Path) -> dict[str, Path]:
+    """The labels of a layout in its folder, as `files_by_name`, without the labels that other toolkits left there."""
+    files = files_by_name(folder, LABEL_SUFFIXES, layout.label)
+    end = layout.left_alone
+    return {name: file for name, file in files.items() if not (end and name.endswith(end))}
+
+
+def _match(layout: Layout, image_folder: Path, label_folder: Path) -> list[Pair]:
+    images = image_files(layout, image_folder) or _nothing(image_folder, "images", IMAGE_SUFFIXES, layout.image)
+    labels = label_files(layout, label_folder) or _nothing(label_folder, "labels", LABEL_SUFFIXES, layout.label)
+    if bare := sorted(images.keys() - labels.keys()):
+        raise UserError(
+            f"{images[bare[0]]}: image without label ({len(bare)} of {len(images)} images), "
+            f"expected {_counterpart(label_folder, bare[0], layout.label)}.png; "
+            + (_nested(image_folder, label_folder) or "add the label or remove the image")
+        )
+    if bare := sorted(labels.keys() - images.keys()):
+        raise UserError(
+            f"{labels[bare[0]]}: label without image ({len(bare)} of {len(labels)} labels), "
+            f"expected {_counterpart(image_folder, bare[0], layout.image)} with an image's suffix; "
+            + (_nested(image_folder, label_folder) or "add the image or remove the label")
+        )
+    for file in (*images.values(), *labels.values()):
+        refuse_link_or_device(file)
+    return [Pair(name, images[name], labels[name]) for name in sorted(images)]
+
+
+def _nothing(folder: Path, kind: str, suffixes: frozenset[str], pattern: str) -> dict[str, Path]:
+    names = "files" if pattern == "*" else f"files named {pattern}"
+    there = next((file.name for file in _walk(folder)), "no file")
+    raise UserError(
+        f"{folder}: no {kind}, expected {names} ending in {', '.join(sorted(suffixes))}, found {there}; "
+        "put them there, or unpack them again"
+    )
+
+
+def _counterpart(folder: Path, name: str, pattern: str) -> Path:
+    path = folder / name
+    return path.with_name(pattern.replace("*", path.name))
+
+
+def _nested(images: Path, labels: Path) -> str:
+    """How to fix an archive that was unpacked inside a folder of the same name; empty if there is none."""
+    doubled = [folder / folder.name for folder in (images, labels) if (folder / folder.name).is_dir()]
+    return " and ".join(f"move the files of {folder} up into {folder.parent}" for folder in doubled)
+
+
+def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
+    """The files below a folder that have one of these suffixes and a name that matches the pattern.
+
+    The keys are their paths relative to the folder, in which only what `*` stands for is left of the name. They are in
+    Unicode's composed form (NFC), as macOS may store the same letters in another form. Links are followed; hidden files
+    are left out.
+    """
+    files: dict[str, Path] = {}
+    for file in _walk(folder):
+        shared = shared_name(unicodedata.normalize("NFC", file.stem), pattern)
+        if shared is None or file.suffix.lower() not in suffixes or file.name.startswith("."):
+            continue
+        name = unicodedata.normalize("NFC", file.relative_to(folder).with_name(shared).as_posix())
+        if name in files:
+            raise UserError(f"{file}: has the same name as {files[name].name}, expected one file per name; remove one")
+        files[name] = file
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder and behind its links; a folder without images that is called as one is refused."""
+    above = {folder: {os.path.realpath(folder)}}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        passed = above.pop(Path(parent))
+        for name in folders:
+            place = Path(parent, name)
+            if place.is_symlink() and os.path.realpath(place) in passed:
+                raise UserError(f"{place}: a link to a folder above it, whose images never end; remove the link")
+            if _like_an_image(place) and not any(map(_like_an_image, place.iterdir())):
+                raise UserError(f"{place}: a folder, expected a file by its name; rename the folder, or remove it")
+            above[place] = passed | {os.path.realpath(place)}
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _like_an_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def find_images(places: Iterable[Path]) -> dict[str, Path]:
+    """The given image files, and those below the given folders, by their names.
+
+    The name of an image is its path relative to the given folder, without suffix.
+
+    Raises:
+        UserError: a place does not exist or is no file or folder, a folder has no images, or two images have the same
+            name.
+    """
+    found: dict[str, Path] = {}
+    for place in places:
+        if not place.exists() and not place.is_symlink():
+            raise UserError(f"{place}: no such image or folder; give one that exists")
+        inside = files_by_name(place, IMAGE_SUFFIXES) if place.is_dir() else {place.stem: place}
+        if not inside:
+            raise UserError(f"{place}: no images in this folder; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        for name, file in sorted(inside.items()):
+            refuse_link_or_device(file)
+            if name in found:
+                raise UserError(f"{file} and {found[name]} have the same name, {name}; predict them in separate calls")
+            found[name] = file
+    return found

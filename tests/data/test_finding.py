@@ -1,0 +1,131 @@
+"""Every file of a data set is found under its own name, and what is in the way is named."""
+
+import os
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelled_files import MAKERS, ids, make_town, picture, refused, write
+from recyclelora.data.check.check import check_data
+from recyclelora.data.finding import find_images
+from recyclelora.data.opening import manifest, open_domain
+
+
+def kinds(root, name="folder"):
+    return {
+        kind: problem.count for part in check_data(f"{name}={root}").parts for kind, problem in part.problems.items()
+    }
+
+
+# Names
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_names_match_in_both_forms_of_unicode(tmp_path, forms):
+    for kind, form in zip(("images", "labels"), forms, strict=True):
+        file = tmp_path / kind / unicodedata.normalize(form, "süd") / f"{unicodedata.normalize(form, 'straße_ü')}.png"
+        write(file, picture() if kind == "images" else ids())
+    assert manifest(open_domain(f"folder={tmp_path}", "val")) == ["süd/straße_ü"]
+    assert list(find_images([tmp_path / "images"])) == ["süd/straße_ü"]
+    assert "label without image" not in kinds(tmp_path)
+
+
+def test_one_name_in_two_forms_in_one_folder_is_refused(tmp_path):
+    for form in ("NFC", "NFD"):
+        write(tmp_path / "images" / f"{unicodedata.normalize(form, 'ü')}.png", picture())
+    refused(lambda: find_images([tmp_path / "images"]), "same name", "remove one")
+
+
+@pytest.mark.parametrize(("name", "labels"), [("gtav", "labels"), ("synthia", "GT/LABELS"), ("urbansyn", "ss")])
+def test_labels_that_other_toolkits_left_there_are_left_alone(tmp_path, name, labels):
+    root = MAKERS[name](tmp_path)
+    before = open_domain(f"{name}={root}", "train")
+    for file in list((root / labels).iterdir()):
+        write(file.with_name(f"{file.stem}_labelTrainIds.png"), np.full((48, 64), 18, np.uint8))
+    after = open_domain(f"{name}={root}", "train")
+    assert manifest(after) == manifest(before)
+    for index in range(len(before)):
+        assert (after.read(index)[1] == before.read(index)[1]).all()
+    assert "label without image" not in kinds(root, name)
+
+
+def test_resource_forks_of_macos_are_left_out_of_a_prediction_as_of_training(tmp_path):
+    root = make_town(tmp_path)
+    for file in ("images/._b.png", "labels/._b.png", "images/north/._a.png"):
+        (root / file).write_bytes(b"\0\x05\x16\x07")
+    assert list(find_images([root / "images"])) == manifest(open_domain(f"folder={root}", "val")) == ["b", "north/a"]
+    assert kinds(root) == {}
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("what", ["dangling link", "pipe", "device", "folder"])
+def test_what_is_no_file_is_named_before_anything_is_read(tmp_path, kind, what):
+    root = make_town(tmp_path)
+    path = root / kind / "b.png"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"dangling link": "gone.png", "device": "/dev/zero"}[what])
+    start = time.monotonic()
+    refused(lambda: open_domain(f"folder={root}", "val"), path, what.split()[-1])
+    assert kinds(root) == {"folder or link in the way" if what == "folder" else "unreadable file": 1}
+    if kind == "images":
+        refused(lambda: find_images([root / "images"]), path, what.split()[-1])
+        assert what == "folder" or refused(lambda: find_images([path]), path, what.split()[-1])
+    assert time.monotonic() - start < 1
+
+
+def test_link_to_a_folder_above_is_named(tmp_path):
+    root = make_town(tmp_path)
+    (root / "images/north/again").symlink_to(root / "images")
+    refused(lambda: find_images([root / "images"]), "north/again: a link to a folder above it", "remove the link")
+    refused(lambda: open_domain(f"folder={root}", "val"), "north/again: a link to a folder above it")
+
+
+def test_two_links_to_one_folder_are_two_folders(tmp_path):
+    write(tmp_path / "elsewhere/a.png", picture())
+    (tmp_path / "images").mkdir()
+    for name in ("east", "west.png"):
+        (tmp_path / "images" / name).symlink_to(tmp_path / "elsewhere")
+    assert list(find_images([tmp_path / "images"])) == ["east/a", "west.png/a"]
+
+
+# Turned images
+
+
+def turned(root, orientation, size):
+    """One image that its EXIF data turn, with a label of the size (rows, columns)."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored = size if orientation < 5 else size[::-1]
+    write(root / "images/a.png", picture(*stored), exif=exif)
+    write(root / "labels/a.png", ids(*size))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"),
+    [*((way, (24, 32)) for way in (2, 3, 4)), *((way, (24, 24)) for way in range(2, 9))],
+)
+def test_image_that_is_turned_without_its_label_is_named(tmp_path, orientation, size):
+    root = turned(tmp_path, orientation, size)
+    parts = (f"orientation {orientation}", "nothing turns its label", "save the image as it lies over its label")
+    refused(lambda: open_domain(f"folder={root}", "val").read(0), root / "images/a.png", *parts)
+    assert kinds(root) == {"image turned without its label": 1}
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+def test_label_whose_size_shows_that_it_lies_upright_is_read(tmp_path, orientation):
+    root = turned(tmp_path, orientation, (24, 32))
+    image, labels = open_domain(f"folder={root}", "val").read(0)
+    assert image.shape[:2] == labels.shape == (24, 32)
+    assert kinds(root) == {}
