@@ -10,6 +10,7 @@ from PIL import Image
 
 from labelled_files import MAKERS, ids, make_town, picture, refused, write
 from recyclelora.data.check.check import check_data
+from recyclelora.data.decoding import read_image
 from recyclelora.data.finding import find_images
 from recyclelora.data.opening import manifest, open_domain
 
@@ -129,3 +130,20 @@ def test_label_whose_size_shows_that_it_lies_upright_is_read(tmp_path, orientati
     image, labels = open_domain(f"folder={root}", "val").read(0)
     assert image.shape[:2] == labels.shape == (24, 32)
     assert kinds(root) == {}
+
+
+# Files of other kinds
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".HEIC", "HEIC"), (".mp4", "video"), (".gif", "GIF")])
+def test_files_of_other_kinds_in_the_place_of_images_are_named(tmp_path, suffix, kind):
+    content = {"HEIC": b"\0\0\0\x18ftypheic", "video": b"\0\0\0\x20ftypisom", "GIF": b"GIF89a"}[kind]
+    root = make_town(tmp_path)
+    (root / "images/b.png").unlink()
+    path = root / "images" / f"b{suffix}"
+    path.write_bytes(content)
+    refused(lambda: open_domain(f"folder={root}", "val"), "label without image", f"found b{suffix} (a {kind})")
+    refused(lambda: find_images([root / "images/b.png"]), "no such image or folder")
+    refused(lambda: read_image(find_images([path])["b"]), path, f"holds a {kind}", "expected PNG, JPEG")
+    (root / "images/north/a.png").unlink()
+    refused(lambda: find_images([root / "images"]), "no images", f"found b{suffix}")

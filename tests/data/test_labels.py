@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from recyclelora.data.labels import (
     CAMVID,
@@ -12,10 +10,8 @@ from recyclelora.data.labels import (
     IGNORE,
     LabelSpace,
     lookup,
-    read_classes,
     unchanged,
 )
-from recyclelora.errors import UserError
 
 
 def test_spaces_have_the_published_sizes_and_orders():
@@ -75,44 +71,3 @@ def test_unchanged_labelling_keeps_every_id():
     for table in (labelling.to_train, labelling.to_score, labelling.predictions):
         assert table.tolist() == [*range(19), *[IGNORE] * 237]
     assert labelling.train_space is labelling.score_space is CITYSCAPES
-
-
-def test_classes_are_read_with_and_without_colours(tmp_path):
-    path = tmp_path / "classes.txt"
-    path.write_text("background 0 0 0\n\n  traffic light\nlane #FF8000\nrail 30\n", encoding="utf-8-sig")
-    space = read_classes(path)
-    assert space.names == ("background", "traffic light", "lane", "rail 30")
-    assert space.colours[0] == (0, 0, 0)
-    assert space.colours[2] == (255, 128, 0)
-    assert len(set(space.colours)) == 4
-
-
-@given(st.integers(2, 255))
-def test_automatic_colours_are_distinct(tmp_path_factory, count):
-    path = tmp_path_factory.mktemp("classes") / "classes.txt"
-    # The first automatic colour is taken by hand, so that the automatic ones step aside.
-    path.write_text("first 255 38 38\n" + "\n".join(f"class {n}." for n in range(count - 1)))
-    space = read_classes(path)
-    assert len(set(space.colours)) == len(space) == count
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"road\nsky\nroad", "line 3 names the class 'road' a second time"),
-        (b"road 0 0 256\nsky", "line 1 has the colour '0 0 256'"),
-        (b"road\nsky #12345", "line 2 has the colour '#12345'"),
-        (b"road", "lists 1 classes, expected 2 to 255"),
-        (b"", "lists 0 classes"),
-        ("\n".join(map(str, range(256))).encode(), "lists 256 classes"),
-        (b"road\nstra\xdfe", "not UTF-8 text"),
-    ],
-)
-def test_wrong_list_of_classes_is_named(tmp_path, content, message):
-    path = tmp_path / "classes.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_classes(path)
-    assert str(path) in str(error.value)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)

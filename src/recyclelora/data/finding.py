@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recyclelora.data.layouts import Layout, explain, shared_name
-from recyclelora.data.stored import refuse_link_or_device
+from recyclelora.data.stored import kind_of, named, refuse_link_or_device
 from recyclelora.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -65,7 +66,8 @@ def _match(layout: Layout, image_folder: Path, label_folder: Path) -> list[Pair]
     if bare := sorted(labels.keys() - images.keys()):
         raise UserError(
             f"{labels[bare[0]]}: label without image ({len(bare)} of {len(labels)} labels), "
-            f"expected {_counterpart(image_folder, bare[0], layout.image)} with an image's suffix; "
+            f"expected {_counterpart(image_folder, bare[0], layout.image)} with an image's suffix"
+            f"{_instead(_counterpart(image_folder, bare[0], layout.image))}; "
             + (_nested(image_folder, label_folder) or "add the image or remove the label")
         )
     for file in (*images.values(), *labels.values()):
@@ -85,6 +87,16 @@ def _nothing(folder: Path, kind: str, suffixes: frozenset[str], pattern: str) ->
 def _counterpart(folder: Path, name: str, pattern: str) -> Path:
     path = folder / name
     return path.with_name(pattern.replace("*", path.name))
+
+
+def _instead(path: Path) -> str:
+    """The file of this name with another suffix, and what it is by its bytes; empty if there is none."""
+    for file in sorted(path.parent.glob(f"{glob.escape(path.name)}.*")):
+        if file.is_file() and not _like_an_image(file):
+            with file.open("rb") as content:
+                kind = kind_of(content.read(64))
+            return f", found {file.name}{f' ({named(kind)})' if kind else ''}"
+    return ""
 
 
 def _nested(images: Path, labels: Path) -> str:
@@ -146,7 +158,12 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
             raise UserError(f"{place}: no such image or folder; give one that exists")
         inside = files_by_name(place, IMAGE_SUFFIXES) if place.is_dir() else {place.stem: place}
         if not inside:
-            raise UserError(f"{place}: no images in this folder; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+            there = next((file.name for file in _walk(place) if not file.name.startswith(".")), "no file")
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(
+                f"{place}: no images in this folder, expected {suffixes}, found {there}; convert the files, or give "
+                "another folder"
+            )
         for name, file in sorted(inside.items()):
             refuse_link_or_device(file)
             if name in found:

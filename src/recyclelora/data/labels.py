@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-
-from recyclelora.errors import UserError
 
 IGNORE = 255
 """The id of pixels that are neither trained on nor scored."""
@@ -125,51 +121,6 @@ CAMVID_LABELLING = Labelling(
     to_score=lookup({name: name for name in CAMVID.names}, CAMVID, CAMVID),
     predictions=lookup(CITYSCAPES_TO_CAMVID, CITYSCAPES, CAMVID),
 )
-
-_CLASS_LINE = re.compile(r"(?P<name>.+?)(?:\s+(?:(?P<rgb>\d+\s+\d+\s+\d+)|(?P<hex>#\S*)))?")
-
-
-def read_classes(path: Path) -> LabelSpace:
-    """The label space in a list of classes: one name per line, optionally followed by `R G B` (0 to 255) or `#rrggbb`.
-
-    Empty lines are skipped; the order of the names gives the ids. Classes without a colour get distinct ones.
-
-    Raises:
-        UserError: the file is not UTF-8, a colour is not valid, a name is repeated, or there are not 2 to 255 names.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the list of classes as UTF-8") from error
-    colours: dict[str, tuple[int, int, int] | None] = {}
-    for number, line in enumerate(lines, 1):
-        if not (match := _CLASS_LINE.fullmatch(line.strip())):
-            continue
-        name = match["name"]
-        if name in colours:
-            raise UserError(f"{path}: line {number} names the class {name!r} a second time; give every class one line")
-        colours[name] = _colour(match["rgb"], match["hex"], f"{path}: line {number}")
-    if not 2 <= len(colours) <= IGNORE:
-        raise UserError(
-            f"{path}: lists {len(colours)} classes, expected 2 to {IGNORE}; "
-            "write one name per line; if only one class matters, name the background in the first line"
-        )
-    fresh = distinct_colours({colour for colour in colours.values() if colour})
-    return LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
-
-
-def _colour(rgb: str | None, hexadecimal: str | None, where: str) -> tuple[int, int, int] | None:
-    """The colour on a line of a list of classes, if there is one."""
-    if not rgb and not hexadecimal:
-        return None
-    if hexadecimal:
-        digits = re.fullmatch("#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", hexadecimal)
-        values = [int(pair, 16) for pair in digits.groups()] if digits else []
-    else:
-        values = [int(number) for number in rgb.split()] if rgb else []
-    if len(values) != 3 or max(values) > 255:
-        raise UserError(f"{where} has the colour {hexadecimal or rgb!r}, expected `R G B` of 0 to 255 or `#rrggbb`")
-    return values[0], values[1], values[2]
 
 
 def distinct_colours(taken: Collection[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 
 from recyclelora import streets
 from recyclelora.data import label_maps as maps
+from recyclelora.data.classes import find_classes, read_classes
 from recyclelora.data.decoding import read_labels
-from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, read_classes, unchanged
+from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, unchanged
 from recyclelora.data.layouts import Layout
 
 SPLITS = ("train", "val", "test")
@@ -64,8 +65,8 @@ class Benchmark:
 
 def own_classes(root: Path) -> Labelling:
     """The classes of a folder: those in its `classes.txt`, or the 19 of Cityscapes if there is none."""
-    file = root / "classes.txt"
-    return unchanged(read_classes(file) if file.exists() else CITYSCAPES)
+    file = find_classes(root)
+    return unchanged(read_classes(file) if file else CITYSCAPES)
 
 
 def _mapillary(halved: bool) -> Benchmark:
