@@ -142,7 +142,7 @@ def test_jpeg_with_bytes_after_its_end_is_read(tmp_path, by_opencv):
     assert by_opencv == []
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.02, 0.5, 0.9, 0.99])
 def test_truncated_image_is_refused(tmp_path, suffix, kept, capfd):
     path = write(tmp_path / f"a{suffix}", picture(200, 200))

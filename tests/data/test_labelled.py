@@ -1,11 +1,13 @@
 """Labels that can teach a model nothing are named by the check, and refused by a training."""
 
+import sys
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from labelled_files import ids, make_synthia, make_town, picture, refused, write
-from recyclelora.cli import app
+from recyclelora.cli import app, run
 from recyclelora.data.check.check import check_data
 from recyclelora.data.check.report import print_check
 from recyclelora.data.labelled import check_labelled
@@ -109,3 +111,13 @@ def test_names_reach_the_terminal_as_they_are_and_never_as_commands(tmp_path, na
     for text in (*NAMES, name):
         assert "".join(text.encode("unicode_escape").decode().split()) in shown
     assert not {"\x1b", "\r", "\x9b"} & set(result.output)
+
+
+def test_errors_reach_the_terminal_without_commands_of_their_file_names(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "a\x1b[31m[bold]"
+    monkeypatch.setattr(sys, "argv", ["recyclelora", "data", "check", f"folder={place}"])
+    with pytest.raises(SystemExit):
+        run()
+    shown = capsys.readouterr().err
+    assert r"a\x1b[31m[bold]: no such folder" in shown
+    assert "\x1b" not in shown

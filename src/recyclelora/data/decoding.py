@@ -110,7 +110,8 @@ def checked_label(path: Path) -> tuple[bytes, Image.Image]:
 
 def _header(path: Path, content: bytes, kinds: tuple[str, ...]) -> Image.Image:
     """The image of which Pillow has read only the header, if it is of one of these kinds and not too large."""
-    refuse_other_kinds(path, content, kinds)
+    labels = "write the class ids again as a grey or palette PNG, as other kinds may have changed them"
+    refuse_other_kinds(path, content, kinds, "save it as one of these" if kinds == IMAGE_KINDS else labels)
     try:
         image = Image.open(io.BytesIO(content), formats=[kind.upper() for kind in kinds])
         pixels = image.width * image.height

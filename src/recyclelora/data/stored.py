@@ -100,8 +100,8 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allow reading it, or copy it again") from error
 
 
-def refuse_other_kinds(path: Path, content: bytes, expected: tuple[str, ...]) -> None:
-    """Refuse a file that is known to be of another kind than those expected.
+def refuse_other_kinds(path: Path, content: bytes, expected: tuple[str, ...], way_out: str) -> None:
+    """Refuse a file that is known to be of another kind than those expected, with this way out of most kinds.
 
     Raises:
         UserError: its bytes are of another kind; the message names the kind and the fix.
@@ -109,5 +109,5 @@ def refuse_other_kinds(path: Path, content: bytes, expected: tuple[str, ...]) ->
     kind = kind_of(content)
     if kind and kind not in expected:
         wanted = " or ".join(filter(None, (", ".join(expected[:-1]), expected[-1])))
-        fix = FIXES.get(kind, f"save it as {expected[0]}")
+        fix = FIXES.get(kind, way_out)
         raise UserError(f"{path}: holds {named(kind)}, whatever its name says, expected {wanted}; {fix}")
