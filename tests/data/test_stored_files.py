@@ -199,3 +199,14 @@ def test_huge_size_is_refused_by_the_header_alone(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(SIGNATURE + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
     refused(lambda: read(path), path, "10,000,000,000 pixels", "at most 178,956,970", "cut it into tiles")
+
+
+@pytest.mark.parametrize("read", [read_image, *READERS])
+@pytest.mark.parametrize(
+    ("start", "fix"), [(SIGNATURE, "cut the image into tiles"), (b"\x1aE\xdf\xa3", "extract its frames")]
+)
+def test_huge_file_is_refused_without_reading_it(tmp_path, read, start, fix):
+    path = tmp_path / "a.png"
+    path.write_bytes(start)
+    os.truncate(path, 2**40)  # takes no space on the disk
+    refused(lambda: read(path), path, "a file of 1,099,511,627,776 bytes", "expected at most 1,073,741,824", fix)

@@ -48,6 +48,9 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 )
 """Where a kind of file has which bytes; the first that fits decides."""
 
+MOST_BYTES = 2**30
+"""The largest file that is read: twice the pixels of the largest image without compression."""
+
 FIXES = {
     "Git LFS pointer": "fetch the file itself with `git lfs pull`",
     "video": "extract its frames as images",
@@ -91,13 +94,21 @@ def read_file(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        UserError: it is no file, does not exist, or cannot be read.
+        UserError: it is no file, does not exist, cannot be read, or is larger than any image may be.
     """
     refuse_link_or_device(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(64)
+            if size <= MOST_BYTES:
+                return start + file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allow reading it, or copy it again") from error
+    kind = kind_of(start)
+    raise UserError(
+        f"{path}: a file of {size:,} bytes{f' ({named(kind)})' if kind else ''}, expected at most {MOST_BYTES:,}; "
+        f"{FIXES.get(kind, 'cut the image into tiles')}"
+    )
 
 
 def refuse_other_kinds(path: Path, content: bytes, expected: tuple[str, ...], way_out: str) -> None:
