@@ -125,7 +125,7 @@ def _header(path: Path, content: bytes, kinds: tuple[str, ...]) -> Image.Image:
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
-    """The bits of a channel, which Pillow's mode does not tell of colours; 32 stands for real numbers."""
+    """The bits of a channel, which the mode of Pillow does not show for colours; 32 stands for real numbers."""
     if image.format == "PNG":
         return png.header(content).bits
     if image.format == "TIFF":
