@@ -244,7 +244,6 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
     def _is_plain(self, x: Float[Tensor, "..."], name: str) -> bool:
         """Whether `adapted_linear` may compute the base itself: a frozen linear layer that nobody has changed."""
         base = self.base_layer
-        own = vars(base)
         hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
         everywhere = (
             nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks,
@@ -252,7 +251,7 @@ class RecycleLoraLayer(nn.Module, BaseTunerLayer):
         )  # fmt: skip
         return (
             type(base) is nn.Linear
-            and "forward" not in own
+            and "forward" not in base.__dict__
             and nn.Linear.forward is LINEAR_FORWARD
             and type(base.weight) is nn.Parameter
             and not base.weight.requires_grad
