@@ -1,5 +1,6 @@
 """Files are whole or absent, locks keep others out, and caches are in the folder that was chosen."""
 
+import errno
 import json
 import os
 import stat
@@ -52,10 +53,9 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, there):
     def fail():
         with files.replacing(path) as part:
             part.write_text("half")
-            raise OSError("disk full")
+            raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        fail()
+    refused(fail, path, "disk full", "free on this disk")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] * there
     assert not there or path.read_text() == "before"
 
@@ -102,6 +102,138 @@ def test_a_locked_folder_keeps_other_processes_out_until_it_is_left(tmp_path):
     assert blocked.returncode != 0
     assert "another process is at work there" in blocked.stderr
     assert other().returncode == 0
+
+
+def test_a_folder_can_be_locked_again_by_its_own_process(tmp_path):
+    with files.locked(tmp_path):
+        with files.locked(tmp_path):
+            pass
+        assert files.holds_nothing(tmp_path)
+        (tmp_path / "a.txt").write_text("a")
+        assert not files.holds_nothing(tmp_path)
+
+
+def test_the_lock_of_a_file_is_removed_at_its_end(tmp_path):
+    with files.locked_file(tmp_path / "deep" / "a.json"):
+        assert [p.name for p in (tmp_path / "deep").iterdir()] == [".a.json.lock"]
+    assert not any((tmp_path / "deep").iterdir())
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from recyclelora import files
+with files.replacing(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_swept", set())
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    dead, living = (
+        subprocess.Popen([sys.executable, "-c", WRITER, file], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    with dead, living:
+        for process in (dead, living):
+            process.stdout.readline()
+        dead.kill()
+        dead.wait()
+        assert file.read_text() == "before"
+        assert len(list(tmp_path.glob(".*.part"))) == 2
+        assert not files.holds_nothing(tmp_path)
+        files.write_text(tmp_path / "b.txt", "b")
+        (left,) = tmp_path.glob(".*.part")
+        assert f"-{living.pid}-" in left.name
+        living.kill()
+
+
+def limited(code, *arguments):
+    """Run code in a process that may write files of 4,096 bytes at most: larger ones end like those on a full disk."""
+    start = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n" + code
+    command = [sys.executable, "-c", start, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "files.write_text(path, 'x' * 5000)",
+        "import torch; files.save_tensors(path, {'x': torch.zeros(1250)})",
+    ],
+)
+def test_a_full_disk_is_one_line_with_the_path_and_what_was_needed(call, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    code = "import sys; from pathlib import Path; from recyclelora import files; path = Path(sys.argv[1]); " + call
+    done = limited(code, file)
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"{file}: could not be written (File too large, 5,000 bytes needed, " in last
+    assert "MiB free on this disk); free some space" in last
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "before"
+
+
+def test_a_line_that_does_not_fit_is_not_written_in_part(tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = "for _ in range(9): files.append_line(path, 'x' * 599)"
+    done = limited(
+        "import sys; from pathlib import Path; from recyclelora import files; path = Path(sys.argv[1])\n" + lines, file
+    )
+    assert f"{file}: could not be written (No space left on device, 600 bytes needed" in done.stderr
+    assert file.read_text() == ("x" * 599 + "\n") * 6
+
+
+@pytest.mark.parametrize("way", ["file", "folder"])
+def test_what_is_in_the_way_is_named(way, tmp_path):
+    (tmp_path / "a").mkdir() if way == "folder" else (tmp_path / "a").write_text("mine")
+    path = tmp_path / "a" if way == "folder" else tmp_path / "a" / "b"
+    refused(lambda: files.write_text(path, "text"), path, "could not be written", "in the way")
+    assert way == "folder" or (tmp_path / "a").read_text() == "mine"
+
+
+def test_another_error_of_the_writer_stays_what_it_is(tmp_path):
+    def fail():
+        with files.replacing(tmp_path / "a"):
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_file_before_gets_its_name(tmp_path):
+    for number in range(3):
+        files.save_tensors(tmp_path / "new", {"x": torch.full((1,), number)}, older=tmp_path / "old")
+    assert [load_file(tmp_path / name)["x"].item() for name in ("old", "new")] == [1, 2]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3', "x", "é"])
+def test_lines_are_appended_and_a_torn_one_is_dropped(torn, tmp_path, umask):
+    path = tmp_path / "deep" / "a.jsonl"
+    for step in (1, 2):
+        files.append_line(path, json.dumps({"step": step}))
+    assert mode(path) == 0o666 & ~umask
+    with path.open("ab") as file:
+        file.write(torn.encode()[: max(1, len(torn.encode()) - 1)] if torn else b"")
+    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+    files.append_line(path, json.dumps({"step": 3}))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
+    refused(lambda: files.read_lines(tmp_path / "a.jsonl"), "a.jsonl: damaged, line 2 is not JSON", "restore the file")
+
+
+def test_no_line_is_written_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "mine")
+    refused(lambda: files.append_line(tmp_path / "a.jsonl", "x"), "a.jsonl: could not be written")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_cache_is_in_the_chosen_folder(tmp_path, monkeypatch):

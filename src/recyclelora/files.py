@@ -1,16 +1,20 @@
 """Files that are whole or absent: only this module renames a file, locks a folder or names a cache.
 
-path  <--- renamed, once it is on the disk ---  .path.PID-RANDOM.part  <--- written
+path  <--- renamed, once it is on the disk ---  .HOST-PID-RANDOM.part  <--- written
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +23,107 @@ from recyclelora.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+PART = re.compile(r"\.(\w{8})-(\d+)-\w{8}\.part")
+"""The name of a file that is being written: the host, the process, and something random."""
+LOCK = ".lock"
+_swept: set[Path] = set()
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, size: int | None = None, older: Path | None = None) -> Iterator[Path]:
     """Write a file whole or not at all: yields a path beside `path`; its file replaces `path` at the end.
 
     The file reaches the disk before it is renamed, and the folder after it. Its permissions are those of any new file
-    (the umask). Missing folders are made. If the writing fails, what was there before stays.
+    (the umask). Missing folders are made. If the writing fails, what was there before stays. What dead processes left
+    half written in the folder is removed.
+
+    Args:
+        size: of the new file in bytes, if it is known, for the message where there is no space.
+        older: the name that the file before gets.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written to, or something is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    with writing(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _swept:  # once for each process
+            _swept.add(path.parent)
+            sweep(path.parent)
+        try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # some writers make a file of their own, which only its owner can read
+            _sync(part)
+            if older is not None and path.is_file():
+                os.replace(path, older)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            with suppress(OSError):  # of the folder, which is named already
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn an error of the operating system into one that says what could not be written, and what to do.
+
+    Args:
+        size: of the file in bytes, if it is known.
+
+    Raises:
+        UserError: the disk is full, the place cannot be written to, or something is in the way.
+    """
     try:
-        part.touch(exist_ok=False)
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)  # some writers make a file of their own, which only its owner can read
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) and error.errno):
+            found = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+            if not found:
+                raise
+            error = OSError(int(found[1]), os.strerror(int(found[1])))
+        needed = ""
+        if error.errno in NO_SPACE:
+            needed = "" if size is None else f", {_amount(size)} needed"
+            with suppress(OSError):
+                needed += f", {_amount(shutil.disk_usage(path.parent).free)} free on this disk"
+            fix = "free some space or raise the quota, and call again"
+        else:
+            fix = "allow writing there, remove what is in the way, or choose another place"
+        raise UserError(f"{path}: could not be written ({error.strerror}{needed}); {fix}") from error
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size:,} bytes"
+
+
+def _host() -> str:
+    """Where a process number means something: the computer, and its container."""
+    with suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def sweep(folder: Path) -> None:
+    """Remove the parts of files that dead processes left half written in a folder."""
+    for file in folder.iterdir() if os.name != "nt" else ():  # Windows has no harmless way to ask for a process
+        name = PART.fullmatch(file.name)
+        if name and name[1] == _host() and not _alive(int(name[2])):
+            file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -51,10 +136,67 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write these bytes; see `replacing`."""
+    with replacing(path, len(content)) as part:
+        part.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8; see `replacing`."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file, which is made if missing; a process that dies afterwards does not take it along.
+
+    A line that a dead process left without its end is dropped first. Nothing is written through a link.
+
+    Raises:
+        UserError: as `replacing`.
+    """
+    line = text.encode() + b"\n"
+    with writing(path, len(line)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        with open(handle, "rb+", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and not _ends_a_line(file, end):
+                file.truncate(_whole(path.read_bytes()))
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+def _ends_a_line(file: Any, end: int) -> bool:
+    file.seek(end - 1)
+    return bool(file.read(1) == b"\n")
+
+
+def _whole(content: bytes) -> int:
+    """The length of a text up to the end of its last whole line."""
+    return content.rfind(b"\n") + 1
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values in a file with one JSON value per line; a last line without its end is left out.
+
+    Raises:
+        UserError: a line is not JSON.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    lines = []
+    for number, line in enumerate(content[: _whole(content)].splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}: damaged, line {number} is not JSON ({error}); restore the file") from error
+    return lines
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,18 +217,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, it is not JSON ({error}); restore the file") from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, older: Path | None = None
+) -> None:
     """Write tensors of any device as a safetensors file; see `replacing`."""
     from safetensors.torch import save_file
 
-    with replacing(path) as part:
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
+    with replacing(path, size, older) as part:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
-
-
-def set_aside(path: Path, older: Path) -> None:
-    """Give a file the name `older`, in place of what has it; nothing happens if there is no file."""
-    if path.is_file():
-        os.replace(path, older)
 
 
 def file_sha256(path: Path) -> str:
@@ -99,17 +238,52 @@ def file_sha256(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if missing; the lock ends with its process.
 
+    The process itself may lock the folder again.
+
     Raises:
-        UserError: another process is at work there.
+        UserError: another process is at work there, or the folder cannot be written to.
     """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / LOCK, folder):
+        yield
+
+
+@contextmanager
+def locked_file(file: Path) -> Iterator[None]:
+    """As `locked`, for a file that is going to be written; the lock beside it is removed at the end."""
+    lock = file.with_name(f".{file.name}.lock")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(lock, file):
+        if not lock.is_file():  # another process has just left
+            raise UserError(f"{file}: another process was at work there; call again")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
+
+
+@contextmanager
+def _lock(lock: Path, what: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0, is_singleton=True)
+    with writing(what):
+        try:
+            held.acquire()
+        except Timeout:
+            raise UserError(f"{what}: another process is at work there; wait for it, or choose another place") from None
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{folder}: another process is at work there; wait for it, or choose another folder") from None
+        yield
+    finally:
+        held.release()
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether a folder is missing, or holds nothing but a lock and what a dead process left half written."""
+    return not folder.is_dir() or all(file.name == LOCK or PART.fullmatch(file.name) for file in folder.iterdir())
 
 
 def cache_folder() -> Path:
