@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "recyclelora"
 # Each room or module may import those of the floors below, and a room its own modules.
 FLOORS = [
     {"errors"},
-    {"files"},
+    {"files", "stopping"},
     {"adapter", "streets", "pages"},
     {"on_import"},
     {"data"},

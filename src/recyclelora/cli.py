@@ -6,23 +6,46 @@ What a verb needs is imported when it is called, so that `--help` and `--version
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import recyclelora
 from recyclelora.errors import MissingExtraError, UserError, printable
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
 from recyclelora.published import KINDS
+from recyclelora.stopping import Stopped, stopping_at_once
 
-INTERRUPTED = 130
-"""The exit code that Typer gives after Ctrl-C."""
+
+class _Verbs(TyperGroup):
+    """The verbs; a signal that stops one of them gives the exit code 128 + its number, and says how to go on."""
+
+    def invoke(self, context: Any) -> Any:
+        """Call a verb."""
+        try:
+            with stopping_at_once():
+                return super().invoke(context)
+        except Stopped as stop:
+            print(f"{printable(str(stop))}; {_way_on(context.invoked_subcommand)}", file=sys.stderr)
+            raise SystemExit(stop.code) from stop
+
+
+def _way_on(verb: str | None) -> str:
+    """How to go on after a stop."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    if verb in ("train", "demo", "compare", "evaluate", "predict"):
+        return f"go on with: {printable(shlex.join(['recyclelora', *arguments, *['--resume'] * (verb == 'train')]))}"
+    return "nothing was written"
+
 
 app = typer.Typer(
+    cls=_Verbs,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -227,11 +250,19 @@ def predict(
     weights: Weights = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size."""
+    """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size.
+
+    Called again, it goes on with the images that have no pictures yet. The exit code is 1 if an image cannot be read.
+    """
     from recyclelora.pages.tables import say
     from recyclelora.runs.predict import predict as segment
 
-    say(f"written: {len(segment(run, images, out, opacity, weights, overwrite))} pictures in {out}")
+    made = segment(run, images, out, opacity, weights, overwrite)
+    say(f"written: {len(made.written)} pictures in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))
+    for error in made.failed.values():
+        print(f"error: {printable(error)}", file=sys.stderr)
+    if made.failed:
+        raise typer.Exit(1)
 
 
 @app.command("import-checkpoint")
@@ -327,10 +358,6 @@ def run() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("stopped; continue a training with --resume, all else with the same command", file=sys.stderr)
-        raise
     except Exception as error:
         if debug:
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 from recyclelora.data.opening import open_domain
 from recyclelora.errors import UserError
 from recyclelora.evaluation.report import Model, write_report
-from recyclelora.files import read_json, write_json
+from recyclelora.files import holds_nothing, locked, read_json, write_json
 from recyclelora.models.weights import load_weights
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.run import open_run, remove_run
@@ -74,22 +74,30 @@ def run_demo(
         UserError: `out` holds a demo with other settings, or something else; CamVid or the weights cannot be read.
     """
     scenes = str(out / "scenes")
-    limits = dict.fromkeys(DOMAINS, images)
     targets = [f"{domain}:streets:{domain}={scenes}" for domain in DOMAINS]
     if camvid is not None:
         targets.append(f"CamVid:camvid={camvid}")
         open_domain(targets[-1], "test")  # an error here comes before anything is removed
     facts = {"steps": steps, "seed": seed, "images": images, "camvid": camvid is not None}
-    _make_room(out, facts, overwrite)
-    weights = weights or _earlier_weights(out) or _find_weights(say)
-    write_json(out / MARK, facts)
-    cells = [
-        Cell(method, demo_recipe(method, steps, weights, seed, scenes), tuple(targets), "test", limits)
-        for method in METHODS
-    ]
+    _check_room(out, facts, overwrite)
+    with locked(out):
+        _make_room(out, facts, overwrite)
+        weights = weights or _earlier_weights(out) or _find_weights(say)
+        write_json(out / MARK, facts)
+        limits = dict.fromkeys(DOMAINS, images)
+        cells = [
+            Cell(method, demo_recipe(method, steps, weights, seed, scenes), tuple(targets), "test", limits)
+            for method in METHODS
+        ]
+        return _compared(cells, out, _notes(weights, camvid), say)
+
+
+def _compared(cells: Sequence[Cell], out: Path, notes: Sequence[str], say: Say) -> list[CellResult]:
+    """Train and score the models one after the other, and write the page."""
+    steps, domains = cells[0].recipe.steps, len(cells[0].targets)
     results = []
     for cell in cells:
-        say(f"[{cell.variant}] training on clear streets, {steps} steps, then scoring on {len(targets)} domains")
+        say(f"[{cell.variant}] training on clear streets, {steps} steps, then scoring on {domains} domains")
         results += make_cells([cell], out, jobs=0)
     say("making the pictures and the report")
     runs = [open_run(out / "runs" / cell.name) for cell in cells]
@@ -102,25 +110,19 @@ def run_demo(
         models,
         take_pictures(cells, out, 2),
         seen=["clear"],
-        notes=_notes(weights, camvid),
+        notes=notes,
     )
     return results
 
 
-def _make_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
-    """Refuse to lose anything; remove what must be made again: all, or the scores if other images are scored."""
+def _check_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
+    """Refuse a folder that holds something else, or a demo with other settings."""
     if out.is_file():
         raise UserError(f"{out} is a file, expected a folder for the demo")
     mark = out / MARK
-    if out.is_dir() and any(out.iterdir()) and not mark.is_file():
+    if not mark.is_file() and not holds_nothing(out):
         raise UserError(f"{out} is not empty and holds no demo; choose another --out")
-    if overwrite:
-        for run in (out / "runs").glob("*--*"):
-            remove_run(run)
-        shutil.rmtree(out / "scenes", ignore_errors=True)
-        for file in (mark, out / "report.html", *(out / "cells").glob("*--*.json")):
-            file.unlink(missing_ok=True)
-    elif mark.is_file():
+    if mark.is_file() and not overwrite:
         earlier = read_json(mark)
         for key in ("steps", "seed"):
             if earlier.get(key) != facts[key]:
@@ -128,9 +130,19 @@ def _make_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
                     f"{out} holds a demo with {key} {earlier.get(key)}, not {facts[key]}; choose another --out, or "
                     "start again with --overwrite"
                 )
-        if earlier != facts:
-            for file in (out / "cells").glob("*--*.json"):
-                file.unlink()
+
+
+def _make_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
+    """Remove what must be made again: all, or the scores if other images are scored. The mark is replaced later."""
+    mark = out / MARK
+    if overwrite:
+        for run in (out / "runs").glob("*--*"):
+            remove_run(run)
+        shutil.rmtree(out / "scenes", ignore_errors=True)
+        (out / "report.html").unlink(missing_ok=True)
+    if overwrite or (mark.is_file() and read_json(mark) != facts):
+        for file in (out / "cells").glob("*--*.json"):
+            file.unlink()
 
 
 def _earlier_weights(out: Path) -> str | None:

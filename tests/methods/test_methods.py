@@ -20,7 +20,7 @@ from recyclelora.methods import METHODS, get_method
 from recyclelora.models.backbone import Backbone
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, build
-from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+from recyclelora.training.checkpoint import read_state, write_state
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.train import train
 from tiny_methods import HEADS, NAMES, learn, outputs, tiny_recipe, unsealed
@@ -278,18 +278,15 @@ def test_keep_gives_a_bare_backbone_the_form_after_merging(method, learnt):
 def test_a_checkpoint_holds_what_an_empty_adapter_needs(method, head, learnt, tmp_path):
     recipe, _, segmenter, _ = learnt(method, head)
     module = SegmentationModule(segmenter, recipe)
-    checkpoint = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    kept = checkpoint["state_dict"]
+    kept = module.kept_state()
     of_base = {f"segmenter.backbone.{name}" for name, _ in backbone().named_parameters()}
     stored = {name.replace("base_model.model.", "").replace(".base_layer.", ".") for name in kept}
     stored = {name for name in stored if not name.endswith(".bias")}  # SoMA's are trained
     assert bool(stored & of_base) == (method == "full")
     assert not [name for name in kept if name.endswith(("parametrizations.weight.original", ".base_layer.weight"))]
-    io = SafetensorsCheckpointIO()
-    io.save_checkpoint(checkpoint, tmp_path / "last.safetensors")
+    write_state(tmp_path / "last.safetensors", {"state_dict": kept})
     other = SegmentationModule(build(recipe, len(NAMES), draw=False), recipe)
-    state = io.load_checkpoint(tmp_path / "last.safetensors")["state_dict"]
+    state = read_state(tmp_path / "last.safetensors")["state_dict"]
     assert not other.load_state_dict(state, strict=False).unexpected_keys
     for found, wanted in zip(outputs(other.segmenter), outputs(segmenter), strict=True):
         assert torch.equal(found, wanted)

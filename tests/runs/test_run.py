@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import recyclelora
 from labelled_files import refused
 from recyclelora.recipe import Recipe
-from recyclelora.runs.run import Run, check_empty, open_finished, open_run, remove_run, versions
+from recyclelora.runs.run import Run, check_empty, is_run, is_torn, open_finished, open_run, remove_run, versions
 from tiny_methods import COLOURS, NAMES, made_run, tiny_recipe, unsealed
 
 
@@ -137,3 +137,39 @@ def test_the_head_is_written_last(tmp_path, monkeypatch):
     assert sorted(path.name for path in run.adapter.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "trained.safetensors",
     ]  # fmt: skip
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_start_replaces_what_a_run_left_and_a_stop_in_it_is_noticed(tmp_path, monkeypatch):
+    run, _ = made_run(tmp_path / "run", tiny_recipe("lora"))
+    (run.path / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.start({"1_town.txt": "a\n"})
+    assert is_run(run.path)
+    assert is_torn(run.path)
+    refused(lambda: open_run(run.path), run.path, "stopped while it began", "--resume")
+    run.start({"1_town.txt": "a\nb\n"})
+    found = files_of(run.path)
+    assert found.keys() == {"notes.txt", "manifests/1_town.txt", "run.json", "recipe.yaml"}
+    assert found["manifests/1_town.txt"] == b"a\nb\n"
+    assert is_run(run.path)
+    assert not is_torn(run.path)
+    assert not open_run(run.path).finished
+
+
+def test_a_folder_is_torn_only_if_nothing_is_lost(tmp_path):
+    run, _ = made_run(tmp_path / "run", tiny_recipe("lora"))
+    (run.path / "recipe.yaml").unlink()
+    assert not is_torn(run.path)  # there is a head
+    run.head.unlink()
+    assert is_torn(run.path)
+    run.older_checkpoint.parent.mkdir()
+    run.older_checkpoint.write_text("something")
+    assert not is_torn(run.path)
+    assert not is_torn(tmp_path)
+    assert not is_run(tmp_path)

@@ -16,7 +16,7 @@ RARE = RareClasses(np.array([1, 4, 7]), np.array([0.2, 0.3, 0.5]), [np.array(i) 
 
 
 def batches(length, batch_size, steps, seed=0, start=0, **processes):
-    return list(StepBatchSampler([length], batch_size, steps, seed, lambda: start, **processes))
+    return list(StepBatchSampler([length], batch_size, steps, seed, start, **processes))
 
 
 def passes(length, count, seed=0):
@@ -58,15 +58,6 @@ def test_a_later_start_gives_the_remaining_batches(length, batch_size, steps, se
         assert batches(length, batch_size, steps, seed, start, rank=rank, world=world) == whole[start:]
 
 
-def test_the_start_is_read_at_every_iteration():
-    start = 0
-    sampler = StepBatchSampler([5], 2, 6, 0, lambda: start)
-    whole = list(sampler)
-    start = 4
-    assert list(sampler) == whole[4:]
-    assert len(sampler) == len(whole) == 6
-
-
 @pytest.mark.parametrize("seed", [0, 1, 17])
 def test_passes_differ_from_each_other_and_from_those_of_other_seeds(seed):
     ours = passes(30, 20, seed)
@@ -81,7 +72,7 @@ def test_every_place_of_a_pass_is_equally_likely_for_an_image():
 
 
 def test_weights_are_the_shares_of_the_sources_and_images_are_drawn_evenly():
-    sampler = StepBatchSampler([2, 6], 10, 400, 3, lambda: 0, weights=[3.0, 1.0])
+    sampler = StepBatchSampler([2, 6], 10, 400, 3, weights=[3.0, 1.0])
     drawn = Counter(key.image for batch in sampler for key in batch)
     first = drawn[0] + drawn[1]
     assert 0.72 < first / 4000 < 0.78
@@ -95,14 +86,14 @@ def test_weighted_batches_depend_only_on_the_step(batch_size, steps, seed, start
     def drawn(size, **where):
         return list(StepBatchSampler([5, 3], size, steps, seed, weights=[1, 2], **where))
 
-    whole = drawn(batch_size * world, start=lambda: 0)
-    ranks = [drawn(batch_size, start=lambda: start, rank=rank, world=world) for rank in range(world)]
+    whole = drawn(batch_size * world, start=0)
+    ranks = [drawn(batch_size, start=start, rank=rank, world=world) for rank in range(world)]
     together = [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)]
     assert together == whole[start:]
 
 
 def keys(weights=None, rare=(None, RARE, None), steps=1000, seed=0, **where):
-    sampler = StepBatchSampler([4, 3, 5], 3, steps, seed, **{"start": lambda: 0, **where}, weights=weights, rare=rare)
+    sampler = StepBatchSampler([4, 3, 5], 3, steps, seed, weights=weights, **where, rare=rare)
     return [key for batch in sampler for key in batch]
 
 
@@ -137,8 +128,8 @@ def test_batches_of_rare_classes_depend_only_on_the_step(seed, start, world, wei
     def drawn(size, **where):
         return list(StepBatchSampler([4, 3, 5], size, 12, seed, weights=weights, rare=[None, RARE, None], **where))
 
-    whole = drawn(2 * world, start=lambda: 0)
-    ranks = [drawn(2, start=lambda: start, rank=rank, world=world) for rank in range(world)]
+    whole = drawn(2 * world, start=0)
+    ranks = [drawn(2, start=start, rank=rank, world=world) for rank in range(world)]
     assert [[key for batch in step for key in batch] for step in zip(*ranks, strict=True)] == whole[start:]
 
 

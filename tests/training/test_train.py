@@ -72,14 +72,19 @@ def test_every_setting_changes_the_result(change, base, sources, tmp_path):
 
 
 def test_the_average_moves_by_more_at_first_and_the_sub_adapter_starts_late(sources, tmp_path, monkeypatch):
-    heads, rates, step = [], [], SegmentationModule.optimizer_step
+    heads, rates = [], []
+    schedule, average = SegmentationModule.schedule, SegmentationModule.average
 
-    def recorded(self, *args, **kwargs):
-        rates.append({group["name"]: group["lr"] for group in self.trainer.optimizers[0].param_groups})
-        step(self, *args, **kwargs)
+    def scheduled(self, step, groups, first):
+        schedule(self, step, groups, first)
+        rates.append({group["name"]: group["lr"] for group in groups})
+
+    def averaged(self, step):
         heads.append({name: p.detach().clone() for name, p in self.segmenter.head.named_parameters()})
+        average(self, step)
 
-    monkeypatch.setattr(SegmentationModule, "optimizer_step", recorded)
+    monkeypatch.setattr(SegmentationModule, "schedule", scheduled)
+    monkeypatch.setattr(SegmentationModule, "average", averaged)
     trained(tmp_path / "run", sources[:1], {"steps": 4, "optim.average": 0.25, "optim.sub_start": 0.5})
     saved = load_file(tmp_path / "run" / "head.safetensors")
     for name in heads[0]:
@@ -181,14 +186,13 @@ def test_a_wrong_setting_of_rare_classes_stops_before_anything_is_written(source
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 0), (6, 3)])
 def test_rates_and_weight_decays_of_a_training_are_those_of_mmengine(steps, warmup, sources, tmp_path, monkeypatch):
-    seen, untouched = [], SegmentationModule.training_step
+    seen, schedule = [], SegmentationModule.schedule
 
-    def watch(self, *args):
-        groups = self.trainer.optimizers[0].param_groups
+    def watch(self, step, groups, first):
+        schedule(self, step, groups, first)
         seen.append({group["name"]: (group["lr"], group["weight_decay"]) for group in groups})
-        return untouched(self, *args)
 
-    monkeypatch.setattr(SegmentationModule, "training_step", watch)
+    monkeypatch.setattr(SegmentationModule, "schedule", watch)
     change = {"head": "mask2former", "head_args": SMALL_HEAD, "crop": 64, "steps": steps}
     trained(tmp_path / "run", sources[:1], {**change, "optim.warmup": warmup, "optim.power": 0.9})
     first = {"main": (0.003, 0), "sub": (0.0015, 0), "other": (0.003, 0.05), "undecayed": (0.003, 0)}
@@ -203,18 +207,23 @@ def test_rates_and_weight_decays_of_a_training_are_those_of_mmengine(steps, warm
 
 
 def test_the_last_step_changes_no_weight_and_a_single_step_does(sources, tmp_path, monkeypatch):
-    weights, step = [], SegmentationModule.optimizer_step
+    before, changed = [], []
+    schedule, average = SegmentationModule.schedule, SegmentationModule.average
 
-    def recorded(self, *args, **kwargs):
-        before = [p.detach().clone() for p in self.parameters() if p.requires_grad]
-        step(self, *args, **kwargs)
-        after = [p for p in self.parameters() if p.requires_grad]
-        weights.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+    def scheduled(self, *args):
+        schedule(self, *args)
+        before[:] = [p.detach().clone() for p in self.trained().values()]
 
-    monkeypatch.setattr(SegmentationModule, "optimizer_step", recorded)
+    def averaged(self, step):
+        pairs = zip(before, self.trained().values(), strict=True)
+        changed.append(any(not torch.equal(old, new) for old, new in pairs))
+        average(self, step)
+
+    monkeypatch.setattr(SegmentationModule, "schedule", scheduled)
+    monkeypatch.setattr(SegmentationModule, "average", averaged)
     trained(tmp_path / "three", sources[:1], {"steps": 3})
     trained(tmp_path / "one", sources[:1], {"steps": 1})
-    assert weights == [True, True, False, True]
+    assert changed == [True, True, False, True]
 
 
 def test_rare_classes_are_decisive_for_a_run_that_is_resumed(sources, tmp_path, monkeypatch):
@@ -230,15 +239,15 @@ def test_rare_classes_are_decisive_for_a_run_that_is_resumed(sources, tmp_path, 
 def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
     """Train it without a stop, and with one half-way; all tensors of both runs are the same."""
     train(recipe, tmp_path / "whole")
-    write = Recorder._write
+    record = Recorder.record
 
-    def power_cut(self, leads):
-        if self.pending[-1][0] == 4:
+    def power_cut(self, step, *args):
+        if step == 4:
             raise RuntimeError("power cut")
-        write(self, leads)
+        record(self, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "_write", power_cut)
+        patch.setattr(Recorder, "record", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe, tmp_path / "cut")
     train(recipe, tmp_path / "cut", resume=True)

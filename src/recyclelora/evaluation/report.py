@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
 from recyclelora.evaluation.result import Evaluation, predict_as
 from recyclelora.evaluation.scores import Predict, Scores, mean_miou, scored_prediction
+from recyclelora.files import read_lines
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
 from recyclelora.pages.pictures import PICTURE_FILTERS
@@ -62,7 +62,7 @@ def take_examples(models: Mapping[str, Predict], domain: Domain, count: int) -> 
 def run_facts(run: Run) -> dict[str, str]:
     """How a run was trained, for a table."""
     recipe, info = run.recipe, run.info
-    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
+    lines = read_lines(run.metrics) if run.metrics.is_file() else []
     if imported := info.get("imported"):
         return {
             "method": recipe.method,
@@ -83,7 +83,7 @@ def run_facts(run: Run) -> dict[str, str]:
         + (f", sub × {recipe.optim.sub_lr_ratio:g}" if getattr(recipe.adapter, "r_sub", 0) else "")
         + (f", head {recipe.optim.head_lr:g}" if recipe.optim.head_lr else ""),
         "seed": str(recipe.seed),
-        "training time": f"{json.loads(lines[-1])['seconds']:.0f} s" if lines else "–",
+        "training time": f"{lines[-1]['seconds']:.0f} s" if lines else "–",
     }
 
 
@@ -136,7 +136,7 @@ def write_report(
 
 
 def _curve(metrics: Path) -> tuple[list[int], list[float]]:
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(metrics)
     return [line["step"] for line in lines], [line["loss"] for line in lines]
 
 

@@ -119,6 +119,8 @@ class Method(ABC, Generic[S]):
                 warnings.filterwarnings("ignore", ".*changes the base weights of the model")  # PEFT converts it below
                 backbone.model.save_pretrained(str(folder), **self._peft_options(backbone))
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+            for file in folder.iterdir():  # some of which only their owner could read
+                file.chmod(folder.stat().st_mode & 0o666)
         trained = {
             _plain_name(name): value
             for name, value in self._state(backbone)

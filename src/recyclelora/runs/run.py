@@ -10,6 +10,8 @@ RUN/recipe.yaml                     all settings, resolved
     adapter/                        the trained part of the backbone, as the method saves it
     backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
     head.safetensors                the trained head; written last, so it marks a finished run
+    .starting                       there while a training begins: if it stops then, it begins again
+    .lock                           held by the training
 """
 
 from __future__ import annotations
@@ -29,7 +31,18 @@ from torch import Tensor, nn
 
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
-from recyclelora.files import file_sha256, read_json, replacing, save_tensors, write_json, write_text
+from recyclelora.files import (
+    LOCK,
+    file_sha256,
+    holds_nothing,
+    read_json,
+    save_tensors,
+    sweep,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 from recyclelora.methods import get_method
 from recyclelora.methods.base import FILES
 from recyclelora.methods.reading import ADAPTER, TRAINED
@@ -42,6 +55,7 @@ PACKAGES = (
     "recyclelora", "torch", "timm", "peft", "lightning", "transformers", "numpy", "scipy", "opencv-python-headless",
 )  # fmt: skip
 RECIPE = "recipe.yaml"
+STARTING = ".starting"
 RESULTS = (RECIPE, *(f"adapter/{name}" for name in FILES), "backbone.safetensors", "head.safetensors")
 """The files that a finished model depends on, below the run's folder; not every run has all of them."""
 FACTS = ("classes", "weights_sha256", "sources", "parameters")
@@ -126,6 +140,19 @@ class Run:
             {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
         )
 
+    def start(self, manifests: Mapping[str, str]) -> None:
+        """Write what a run begins with, in place of what a run left in the folder.
+
+        Args:
+            manifests: the names of the images of each source, by the name of the file.
+        """
+        write_text(self.path / STARTING, "")
+        _remove_files(self.path)
+        for name, text in manifests.items():
+            write_text(self.manifests / name, text)
+        self.write()
+        (self.path / STARTING).unlink()
+
     def write(self) -> None:
         """Write `recipe.yaml` and `run.json`."""
         write_json(self.path / "run.json", self.info)  # without hashes, so that a stop between the two does no harm
@@ -137,14 +164,13 @@ class Run:
 
     def save_result(self, segmenter: Segmenter) -> None:
         """Write the trained part of the backbone, and the head."""
-        get_method(self.recipe.method).save(segmenter.backbone, self.adapter)
+        with writing(self.adapter):
+            get_method(self.recipe.method).save(segmenter.backbone, self.adapter)
         self.save_head(segmenter.head)
 
     def save_merged(self, segmenter: Segmenter) -> None:
         """Write a run with the merged backbone of a model; a run that is already there is replaced."""
-        if self.path.is_dir():
-            remove_run(self.path)
-        self.write()
+        self.start({})
         save_tensors(self.backbone, _each_once(segmenter.backbone.model))
         self.save_head(segmenter.head)
 
@@ -154,8 +180,7 @@ class Run:
         names = [name for name in RESULTS if name != self.head.name and (self.path / name).is_file()]
         hashes = {name: file_sha256(self.path / name) for name in names}
         self._seal({**hashes, self.head.name: hashlib.sha256(content).hexdigest()})
-        with replacing(self.head) as part:
-            part.write_bytes(content)
+        write_bytes(self.head, content)
 
 
 def _each_once(model: nn.Module) -> dict[str, Tensor]:
@@ -174,6 +199,11 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
+    if (path / STARTING).exists():
+        raise UserError(
+            f"{path}: a training is beginning there, or was stopped while it began; go on with "
+            "`recyclelora train --resume`"
+        )
     recipe, facts = path / RECIPE, path / "run.json"
     try:
         text, info = recipe.read_bytes(), read_json(facts)
@@ -205,8 +235,26 @@ def open_finished(path: str | Path) -> Run:
     return run
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, whole or not."""
+    return any((path / name).is_file() for name in ("run.json", STARTING))
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a training was stopped there while it began, so that there is nothing to go on from."""
+    run = Run(path, Recipe(), {})
+    kept = any(file.is_file() for file in (path / RECIPE, run.checkpoint, run.older_checkpoint, run.head))
+    return (path / STARTING).is_file() or (is_run(path) and not kept)  # the latter: of version 0.1
+
+
 def remove_run(path: Path) -> None:
     """Remove the files that a training writes into a folder, and nothing else."""
+    _remove_files(path)
+    for name in (STARTING, LOCK):
+        (path / name).unlink(missing_ok=True)
+
+
+def _remove_files(path: Path) -> None:
     run = Run(path, Recipe(), {})
     files = [path / RECIPE, path / "run.json", run.metrics, run.backbone, run.head]
     files += [run.checkpoint, run.older_checkpoint]
@@ -214,8 +262,10 @@ def remove_run(path: Path) -> None:
     for file in (*files, *run.manifests.glob("[0-9]*_*.txt")):
         file.unlink(missing_ok=True)
     for folder in (run.adapter, run.checkpoint.parent, run.manifests):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir():
+            sweep(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def check_empty(out: Path, overwrite: bool) -> None:
@@ -226,7 +276,7 @@ def check_empty(out: Path, overwrite: bool) -> None:
     """
     if out.is_file():
         raise UserError(f"{out} is a file, expected a folder for the run; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if not holds_nothing(out) and not overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite, or choose another --out")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import resource
 import statistics
@@ -31,11 +30,12 @@ from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.result import predict_as, protocol_name
 from recyclelora.evaluation.scores import score_domain
 from recyclelora.evaluation.targets import open_targets
-from recyclelora.files import locked, write_json
+from recyclelora.files import locked, read_lines, write_json
 from recyclelora.methods import get_method
 from recyclelora.recipe import Recipe
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.run import Run, open_run, remove_run, versions
+from recyclelora.stopping import live_with_parent, stop_helpers
 from recyclelora.study.cell import Cell, CellResult, read_cell
 from recyclelora.training.train import decisive, train
 
@@ -160,9 +160,13 @@ def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
         with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_leave_terminal
+            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_start_helper
         ) as pool:
-            yield pool
+            try:
+                yield pool
+            except KeyboardInterrupt:
+                stop_helpers()
+                raise
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
@@ -170,8 +174,9 @@ def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _leave_terminal() -> None:
-    """Hide the terminal, so that progress bars of this process do not overwrite the bar of the grid."""
+def _start_helper() -> None:
+    """Leave signals to the parent, and hide the terminal, so that bars of this process do not overwrite the grid's."""
+    live_with_parent()
     sys.stderr = _Plain(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
 
 
@@ -225,7 +230,8 @@ def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
 
     The peak is None if another process did the training.
     """
-    seconds = [json.loads(line)["seconds"] for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(run.metrics)
+    seconds = [line["seconds"] for line in lines]
     steps = [after - before for before, after in itertools.pairwise(seconds)]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_bytes()
     return {
@@ -234,7 +240,7 @@ def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
         "data": run.info["sources"],
         "step_seconds": round(statistics.median(steps), 4) if steps else None,
         "peak_gib": None if trained_before else round(peak / 2**30, 3),
-        "final_loss": json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[-1])["loss"],
+        "final_loss": lines[-1]["loss"],
     }
 
 

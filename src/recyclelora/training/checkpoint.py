@@ -1,6 +1,6 @@
 """Training checkpoints without pickle: one safetensors file whose header carries the rest as JSON.
 
-    {"state_dict": {...}, "optimizer_states": [...], "loops": {...}, ...}
+    {"step": 40, "state_dict": {...}, "optimizer": {...}, "averages": {...}}
        -> numbered tensors + a JSON skeleton that refers to them
 
 A checkpoint is whole or absent (see `recyclelora.files`), and its header has the SHA-256 of its content.
@@ -12,51 +12,99 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.files import save_tensors
 from recyclelora.models.weights import nonfinite, weights_hash
+from recyclelora.training.module import SegmentationModule
 
 
-class SafetensorsCheckpointIO(CheckpointIO):
-    """Stores Lightning checkpoints of dicts, lists, tuples, numbers, text and finite tensors; refuses anything else."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        tensors: dict[str, Tensor] = {}
-        skeleton = json.dumps(_pack(checkpoint, "", tensors))
-        if place := nonfinite(dict(_tensors(checkpoint, ""))):
-            raise DivergedError(f"{path}: not written: NaN or infinity at {place}; lower optim.lr")
-        save_tensors(Path(path), tensors, {"skeleton": skeleton, "sha256": _sha256(skeleton, tensors)})
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            stated = metadata.get("sha256")  # version 0.1 wrote none
-            if stated is not None and stated != (found := _sha256(metadata["skeleton"], tensors)):
-                raise ValueError(f"damaged: its content has the SHA-256 {found[:12]}…, but it states {stated[:12]}…")
-            checkpoint: dict[str, Any] = _unpack(json.loads(metadata["skeleton"]), tensors)
-            if place := nonfinite(dict(_tensors(checkpoint, ""))):
-                raise ValueError(f"NaN or infinity at {place}")
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}: not a checkpoint of this program ({error}); start again with --overwrite"
-            ) from error
-        return checkpoint
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+    path: Path
+    state: dict[str, Any]
 
 
-def newest_whole(*paths: Path) -> Path | None:
+def save_checkpoint(
+    path: Path, step: int, module: SegmentationModule, optimizer: torch.optim.Optimizer, older: Path | None = None
+) -> None:
+    """Write all that a training needs to go on after a step; the checkpoint that was there becomes `older`.
+
+    Raises:
+        DivergedError: a tensor is NaN or infinite.
+        UserError: the file cannot be written.
+    """
+    state = {"step": step, "state_dict": module.kept_state(), "optimizer": optimizer.state_dict()}
+    write_state(path, state | ({"averages": dict(module.averages)} if module.averages else {}), older)
+
+
+def write_state(path: Path, state: dict[str, Any], older: Path | None = None) -> None:
+    """Write nested dicts, lists, tuples, numbers, text and finite tensors; anything else is refused.
+
+    Raises:
+        DivergedError: a tensor is NaN or infinite.
+        TypeError: there is something else.
+        UserError: the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_pack(state, "", tensors))
+    if place := nonfinite(dict(_tensors(state, ""))):
+        raise DivergedError(f"{path}: not written: NaN or infinity at {place}; lower optim.lr")
+    save_tensors(path, tensors, {"skeleton": skeleton, "sha256": _sha256(skeleton, tensors)}, older)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `write_state` wrote.
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        stated = metadata["sha256"]
+        if stated != (found := _sha256(metadata["skeleton"], tensors)):
+            raise ValueError(f"damaged: its content has the SHA-256 {found[:12]}…, but it states {stated[:12]}…")
+        state: dict[str, Any] = _unpack(json.loads(metadata["skeleton"]), tensors)
+        if place := nonfinite(dict(_tensors(state, ""))):
+            raise ValueError(f"NaN or infinity at {place}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a checkpoint of this program ({error}); start again with --overwrite") from error
+    return state
+
+
+def put_back(checkpoint: Checkpoint, module: SegmentationModule, optimizer: torch.optim.Optimizer) -> int:
+    """Bring a module and its optimiser to where a checkpoint was written, and return the steps done by then.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    state = checkpoint.state
+    try:
+        if missing := module.kept_state().keys() - state["state_dict"].keys():
+            raise KeyError(min(missing))
+        module.load_state_dict(state["state_dict"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        module.averages = dict(state.get("averages", {}))
+        return int(state["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{checkpoint.path}: a checkpoint of another model or version ({reason}); start again with --overwrite"
+        ) from error
+
+
+def newest_whole(*paths: Path) -> Checkpoint | None:
     """The first checkpoint that can be read; None if there is no file.
 
     Raises:
@@ -70,14 +118,14 @@ def newest_whole(*paths: Path) -> Path | None:
         if not path.is_file():
             continue
         try:
-            SafetensorsCheckpointIO().load_checkpoint(path)
+            checkpoint = Checkpoint(path, read_state(path))
         except UserError as error:
             damaged = damaged or error
             continue
         if damaged:
             found = str(damaged).rpartition(";")[0]
             warnings.warn(f"{found}; the training goes on from the checkpoint before it, {path}", stacklevel=2)
-        return path
+        return checkpoint
     if damaged:
         raise damaged
     return None

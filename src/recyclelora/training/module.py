@@ -1,14 +1,12 @@
-"""One training step of a segmenter, and its optimiser; nothing about files or pictures."""
+"""What one step of a training computes: the loss of a batch, rates and weight decays, and averages of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recyclelora.adapter.optim import param_groups
 from recyclelora.data.dataset import TrainingSample
@@ -21,10 +19,11 @@ WARMUP_START = 1e-6
 """The factor of the learning rate at the first step of a warm-up, as in the ACDC settings of Rein and SoMA."""
 
 
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(nn.Module):
     """Trains the parameters of `segmenter` that require a gradient.
 
-    Everything random at a step is seeded by the step, so that a resumed training repeats an uninterrupted one.
+    Steps count from 0. Everything random at a step is seeded by the step, so that a resumed training repeats an
+    uninterrupted one.
     """
 
     def __init__(self, segmenter: Segmenter, recipe: Recipe) -> None:
@@ -32,66 +31,58 @@ class SegmentationModule(L.LightningModule):
         self.segmenter = segmenter
         self.method = get_method(recipe.method)
         self.optim, self.steps, self.seed = recipe.optim, recipe.steps, recipe.seed
-        self.strict_loading = False
         self.averages: dict[str, Tensor] = {}
-        self.decays: list[float] = []
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(self.seed + self.global_step * self.trainer.world_size + self.global_rank)
-        for group, first in zip(self.trainer.optimizers[0].param_groups, self.decays, strict=True):
-            group["weight_decay"] = cosine(self.global_step, self.steps, first, self.optim.final_weight_decay)
-
-    def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
+    def forward(self, batch: TrainingSample) -> Tensor:
+        """The loss of a batch."""
         keys = [self.seed * SEED_STRIDE + number for number in batch["number"].tolist()]
-        loss = self.segmenter.loss(batch["image"], batch["labels"], batch["size"], keys)
-        self.log("loss", loss, sync_dist=True)
-        return loss
+        return self.segmenter.loss(batch["image"], batch["labels"], batch["size"], keys)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the averages towards the trained weights, faster in the first steps."""
-        super().optimizer_step(*args, **kwargs)
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with the groups of the recipe, before any schedule."""
+        optim = self.optim
+        groups = param_groups(
+            self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr, self.method.role
+        )
+        return torch.optim.AdamW(groups)
+
+    def schedule(self, step: int, groups: list[dict[str, Any]], first: list[dict[str, float]]) -> None:
+        """Set the rate and the weight decay of each group of parameters for a step.
+
+        Args:
+            first: `lr` and `weight_decay` of each group as the optimiser was made.
+        """
+        for group, start in zip(groups, first, strict=True):
+            late = group["name"] == "sub" and step < self.optim.sub_start * self.steps
+            factor = 0.0 if late else rate_factor(step, self.steps, self.optim.power, self.optim.warmup)
+            group["lr"] = start["lr"] * factor
+            group["weight_decay"] = cosine(step, self.steps, start["weight_decay"], self.optim.final_weight_decay)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def average(self, step: int) -> None:
+        """Move the averages towards the weights after a step, faster in the first steps; see `OptimSettings`."""
         if self.optim.average:
-            step = self.global_step + 1
-            weight = 1 - min(self.optim.average, step / (step + 9))
-            for name, parameter in self.named_parameters():
-                if parameter.requires_grad:
-                    value = parameter.detach()
-                    self.averages[name] = self.averages.get(name, value).to(value.device).lerp(value, weight)
+            weight = 1 - min(self.optim.average, (step + 1) / (step + 10))
+            for name, parameter in self.trained().items():
+                value = parameter.detach()
+                self.averages[name] = self.averages.get(name, value).to(value.device).lerp(value, weight)
 
     def take_averages(self) -> None:
         """Replace the trained weights by their averages; nothing happens if the recipe sets no average."""
         for name, average in self.averages.items():
             self.get_parameter(name).data.copy_(average)
 
-    def configure_optimizers(self) -> Any:
-        optim = self.optim
-        groups = param_groups(
-            self.segmenter, optim.lr, optim.weight_decay, optim.sub_lr_ratio, optim.head_lr, self.method.role
-        )
-        self.decays = [group["weight_decay"] for group in groups]
-        optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(group["name"]) for group in groups])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, group: str) -> Callable[[int], float]:
-        """The factor of a group's learning rate, as a function of the step."""
-        start = self.optim.sub_start * self.steps if group == "sub" else 0
-        power, warmup = self.optim.power, self.optim.warmup
-        return lambda step: rate_factor(step, self.steps, power, warmup) if step >= start else 0.0
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights and the factors that the adapters started from, but not the base weights."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {
+    def kept_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the head, the trained weights, and the factors that the adapters started from."""
+        trained = self.trained()
+        return {
             name: value
-            for name, value in checkpoint["state_dict"].items()
+            for name, value in self.state_dict().items()
             if name in trained or name.startswith("segmenter.head.") or self.method.is_drawn(name)
         }
-        if self.averages:
-            checkpoint["averages"] = dict(self.averages)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.averages = dict(checkpoint.get("averages", {}))
 
 
 def rate_factor(step: int, steps: int, power: float = 0.9, warmup: int = 0) -> float:

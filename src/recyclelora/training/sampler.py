@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from recyclelora.training.rare_classes import RareClasses
 
 
 class StepBatchSampler:
-    """Batches of keys for the steps from `start()` to `steps`.
+    """Batches of keys for the steps from `start` to `steps`.
 
     Without weights, sample j of the whole training is image `permutation[j % length]` in pass j // length over all
     sources; every pass has its own random permutation, seeded by (seed, pass). With weights, one share per source, the
@@ -32,7 +32,7 @@ class StepBatchSampler:
         batch_size: int,
         steps: int,
         seed: int,
-        start: Callable[[], int],
+        start: int = 0,
         weights: Sequence[float] | None = None,
         rank: int = 0,
         world: int = 1,
@@ -46,10 +46,10 @@ class StepBatchSampler:
         self._pass, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
-        return self.steps
+        return max(0, self.steps - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.start(), self.steps):
+        for step in range(self.start, self.steps):
             first = (step * self.world + self.rank) * self.batch_size
             yield [self._key(number) for number in range(first, first + self.batch_size)]
 

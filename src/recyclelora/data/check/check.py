@@ -24,6 +24,7 @@ from recyclelora.data.layouts import explain
 from recyclelora.data.opening import BENCHMARKS, Spec, parse_spec
 from recyclelora.data.table import Benchmark
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.stopping import live_with_parent
 
 EXAMPLES = 3
 """How many examples are kept of each problem."""
@@ -216,6 +217,14 @@ def _findings(
     if workers == 0:
         yield from map(inspect_pair, pairs)
         return
-    # OpenCV's thread pool does not survive a fork.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield from pool.map(inspect_pair, pairs, chunksize=4)
+    with ProcessPoolExecutor(workers, initializer=_start_reader) as pool:
+        try:
+            yield from pool.map(inspect_pair, pairs, chunksize=4)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_reader() -> None:
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
+    live_with_parent()

@@ -1,0 +1,178 @@
+"""A training that is asked to stop keeps its last step, says how to go on, and then ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recyclelora.recipe import read_recipe
+from recyclelora.training.checkpoint import read_state
+from recyclelora.training.train import train
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+STEPS = 150
+CHANGES = {"steps": str(STEPS), "checkpoint_every": "1000"}
+SETTINGS = [part for key, value in CHANGES.items() for part in ("--set", f"{key}={value}")]
+
+
+def listening(ignored=()):
+    """Start with the usual handlers: tests in the background ignore interrupts."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+
+def started(*arguments, ignored=(), before="", group=False):
+    """The command line in a process of its own, after some code."""
+    code = f"import sys; sys.argv[0] = 'recyclelora'\n{before}\nfrom recyclelora.__main__ import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=group, preexec_fn=lambda: listening(ignored),
+    )  # fmt: skip
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_of(run):
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def said(err):
+    """The lines on standard error, without the one that bitsandbytes prints when PEFT imports it."""
+    return [line for line in err.splitlines() if not line.startswith("Failed to load CPU gemm_4bit_forward")]
+
+
+def weights(run):
+    return load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("number", "workers"), [*zip(SIGNALS, (1, 0, 1, 0), strict=True)])
+def test_a_signal_keeps_the_last_step_and_says_how_to_go_on(number, workers, recipe, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", "--recipe", recipe, "--out", run, *SETTINGS, "--set", f"workers={workers}"]
+    process = started(*arguments, group=True)
+    with process:
+        wait_for(lambda: steps_of(run) >= 3, process)
+        os.killpg(process.pid, number)  # as a terminal or a cluster sends it: to helping processes too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert out == ""
+    (line,) = said(err)
+    done = read_state(run / "checkpoints" / "last.safetensors")["step"]
+    assert steps_of(run) == done < STEPS
+    again = " ".join(map(str, [*arguments, "--resume"]))
+    assert line == (
+        f"{run}: stopped by {signal.Signals(number).name} after step {done} of {STEPS}, which is kept; "
+        f"go on with: recyclelora {again}"
+    )
+    if number == signal.SIGTERM:
+        settings = read_recipe(recipe, {**CHANGES, "workers": str(workers)})
+        train(settings, run, resume=True)
+        train(settings, tmp_path / "whole")
+        assert_same(tmp_path / "whole", run)
+
+
+SLOW = """
+import time
+from recyclelora.training.module import SegmentationModule
+forward = SegmentationModule.forward
+def slow(self, batch):
+    print("step", flush=True)
+    time.sleep(60)
+    return forward(self, batch)
+SegmentationModule.forward = slow
+"""
+
+
+def test_a_second_signal_stops_at_once(recipe, tmp_path):
+    process = started("train", "--recipe", recipe, "--out", tmp_path / "run", before=SLOW)
+    with process:
+        assert process.stdout.readline() == "step\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    (line,) = said(err)
+    assert line.startswith("stopped by SIGINT; go on with: recyclelora train ")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(recipe, tmp_path):
+    run = tmp_path / "run"
+    process = started("train", "--recipe", recipe, "--out", run, *SETTINGS, ignored=[signal.SIGHUP])  # as `nohup` does
+    with process:
+        wait_for(lambda: steps_of(run) >= 1, process)
+        process.send_signal(signal.SIGHUP)
+        before = steps_of(run)
+        wait_for(lambda: steps_of(run) > before + 2, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_comparison_stops_the_training_in_its_process(recipe, town, tmp_path):
+    arguments = ["compare", "--recipe", recipe, "--methods", "lora", "--seeds", "0", "--out", tmp_path / "all"]
+    arguments += ["--target", f"folder={town}", "--jobs", "1", "--set", "steps=5000", "--set", "checkpoint_every=5000"]
+    run = tmp_path / "all" / "runs" / "lora--0"
+    process = started(*arguments)
+    with process:
+        wait_for(lambda: steps_of(run) >= 2, process)
+        process.send_signal(signal.SIGTERM)  # to the parent alone
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said(err)[-1].startswith("stopped by SIGTERM; go on with: recyclelora compare --recipe")
+    assert read_state(run / "checkpoints" / "last.safetensors")["step"] == steps_of(run) < 5000
+
+
+def test_two_trainings_do_not_share_a_folder(recipe, tmp_path, command):
+    run = tmp_path / "run"
+    process = started("train", "--recipe", recipe, "--out", run, before=SLOW)
+    with process:
+        assert process.stdout.readline() == "step\n"
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        for way in ("--resume", "--overwrite"):
+            code, _, err = command("train", "--recipe", recipe, "--out", run, way)
+            assert code == 1
+            assert f"error: {run}: another process is at work there" in err
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        process.kill()
+    code, _, err = command("train", "--recipe", recipe, "--out", run, "--resume")
+    assert (code, err) == (0, "")
+
+
+def test_an_evaluation_that_is_stopped_says_how_to_go_on(recipe, town, tmp_path, command):
+    run, file = tmp_path / "run", tmp_path / "scores.json"
+    assert command("train", "--recipe", recipe, "--out", run)[0] == 0
+    slow = "from recyclelora.runs.predictor import Predictor\nimport time\n"
+    slow += "Predictor.predict = lambda *a, **k: print('image', flush=True) or time.sleep(60)"
+    arguments = ["evaluate", run, "--target", f"folder={town}", "--out", file]
+    process = started(*arguments, before=slow)
+    with process:
+        assert process.stdout.readline() == "image\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said(err) == [f"stopped by SIGTERM; go on with: recyclelora {' '.join(map(str, arguments))}"]
+    assert command(*arguments)[0] == 0
+    assert json.loads(file.read_text())["complete"] is True
+    assert not list(tmp_path.glob(".*"))
