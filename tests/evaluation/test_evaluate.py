@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import pytest
 from untrained import SPACE, make_run
@@ -13,6 +15,7 @@ from recyclelora import cli
 from recyclelora.evaluation.evaluate import evaluate, score_targets
 from recyclelora.evaluation.result import Evaluation
 from recyclelora.evaluation.targets import open_targets
+from recyclelora.files import locked_file
 from recyclelora.runs import run as runs
 from recyclelora.runs.predictor import Predictor, load
 
@@ -134,6 +137,57 @@ def test_earlier_results_are_replaced_only_if_asked(tmp_path, town):
     again = evaluate(path, out=file, pictures=1, protocol="rein-1024", overwrite=True)
     assert again.protocol == json.loads(file.read_text())["protocol"]["name"] == "rein-1024"
     refused(lambda: evaluate(path, out=tmp_path / "scores.txt"), "scores.txt", "ending in .json")
+
+
+def test_a_stopped_evaluation_goes_on_with_the_targets_that_are_missing(tmp_path, town, night, monkeypatch):
+    path, file = make_run(tmp_path / "run"), tmp_path / "scores.json"
+    targets = [f"town:folder={town}", f"night:folder={night}"]
+    whole = evaluate(path, targets, tmp_path / "whole.json", pictures=1)
+    label = night / "labels" / "03.png"
+    content = label.read_bytes()
+    label.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    refused(lambda: evaluate(path, targets, file), "03.png")
+    assert json.loads(file.read_text())["complete"] is False
+    label.write_bytes(content)
+    scored, untouched = [], sys.modules[evaluate.__module__].score_domain
+
+    def score(predict, space, domain, **settings):
+        scored.append(domain.label)
+        return untouched(predict, space, domain, **settings)
+
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "score_domain", score)
+    refused(lambda: evaluate(path, targets, file, flip=True), file, "another evaluation", "protocol", "--overwrite")
+    refused(lambda: evaluate(path, targets[::-1], file), file, "another evaluation", "target night")
+    assert scored == []
+    found = evaluate(path, targets, file, pictures=1)
+    assert scored == ["night"]
+    assert found.to_json() == whole.to_json() == {**json.loads(file.read_text()), "recipe": whole.to_json()["recipe"]}
+    file.with_suffix(".html").unlink()  # a stop before the page was made
+    assert evaluate(path, targets, file, pictures=1).scores == whole.scores
+    assert scored == ["night"]
+    assert file.with_suffix(".html").is_file()
+    refused(lambda: evaluate(path, targets, file), "scores.json exists")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "scores.html", "scores.json", "whole.html", "whole.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"complete": false}', '{"complete": false, "targets": [3]}'])
+def test_a_file_of_something_else_is_kept(content, tmp_path, town):
+    path, file = make_run(tmp_path / "run"), tmp_path / "scores.json"
+    file.write_text(content)
+    refused(lambda: evaluate(path, f"folder={town}", file), file, "--overwrite")
+    assert file.read_text() == content
+
+
+def test_two_evaluations_do_not_write_one_file(tmp_path, town):
+    path, file = make_run(tmp_path / "run"), tmp_path / "scores.json"
+    code = "import sys; from recyclelora.evaluation.evaluate import evaluate; evaluate(*sys.argv[1:])"
+    with locked_file(file):
+        other = [sys.executable, "-c", code, path, f"folder={town}", file]
+        blocked = subprocess.run(list(map(str, other)), capture_output=True, text=True, check=False)
+    assert "scores.json: another process is at work there" in blocked.stderr
+    assert not file.exists()
 
 
 # Through the command line's function

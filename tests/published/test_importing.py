@@ -321,7 +321,7 @@ def test_an_imported_model_is_used_and_saved_like_any_other(kind, base, head, tm
     assert (written["method"], written["step"]) == (kind, 40000)
     assert "model.pth" in (tmp_path / "scores.html").read_text()
     write(tmp_path / "new" / "a.png", shot(3, (64, 48)))
-    assert len(predict(run.path, [tmp_path / "new"], tmp_path / "pictures")) == 2
+    assert len(predict(run.path, [tmp_path / "new"], tmp_path / "pictures").written) == 2
 
     saved = model.save(tmp_path / "again")
     assert (saved.step, saved.info["imported"]) == (40000, run.info["imported"])

@@ -1,12 +1,17 @@
 """The verb predict writes two pictures for each image."""
 
+import json
+import os
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from labelled_files import picture, refused, write
+from recyclelora import cli
 from recyclelora.data.labels import LabelSpace
+from recyclelora.runs import predictor
 from recyclelora.runs.predict import overlay, predict
 from recyclelora.runs.predictor import load
 from tiny_methods import made_run, tiny_recipe
@@ -25,10 +30,11 @@ def photos(tmp_path):
 
 
 def test_labels_and_an_overlay_of_each_image(run, photos, tmp_path):
-    written = predict(run.path, [photos], tmp_path / "out", opacity=1.0)
+    written = predict(run.path, [photos], tmp_path / "out", opacity=1.0).written
     names = ["a_labels.png", "a_overlay.png", "north/b_labels.png", "north/b_overlay.png"]
     assert written == [tmp_path / "out" / name for name in names]
-    assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(written)
+    there = [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert sorted(there) == [".lock", *names[:2], *names[2:], "predictions.jsonl"]
     model = load(run.path)
     for image, labels, coloured in zip(sorted(photos.rglob("*.png")), written[::2], written[1::2], strict=True):
         expected = model.predict(np.asarray(Image.open(image)))
@@ -40,8 +46,8 @@ def test_labels_and_an_overlay_of_each_image(run, photos, tmp_path):
 
 def test_a_merged_model_predicts_the_same_pictures(run, photos, tmp_path):
     saved = load(run.path, device="cpu").save(tmp_path / "saved")
-    one = predict(run.path, [photos], tmp_path / "one")
-    two = predict(saved.path, [photos], tmp_path / "two")
+    one = predict(run.path, [photos], tmp_path / "one").written
+    two = predict(saved.path, [photos], tmp_path / "two").written
     assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
 
 
@@ -62,6 +68,111 @@ def test_a_folder_that_cannot_be_written_is_named(run, photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_labels.png").mkdir()
     refused(lambda: predict(run.path, [photos / "a.png"], tmp_path / "out", overwrite=True), "a_labels.png", "written")
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def contents(out):
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.rglob("*.png")}
+
+
+def test_called_again_it_makes_what_is_missing_and_only_that(run, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    whole = contents_of(predict(run.path, [photos], tmp_path / "whole").written, tmp_path / "whole")
+    stopped = predictor.Predictor.predict
+
+    def stop_at_the_second(self, image, dataset=""):
+        if (out / "a_overlay.png").exists():
+            raise KeyboardInterrupt
+        return stopped(self, image, dataset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.Predictor, "predict", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run.path, [photos], out)
+    before = contents(out)
+    assert sorted(before) == ["a_labels.png", "a_overlay.png"]
+    made = predict(run.path, [photos], out)
+    assert [len(made.written), len(made.kept), made.failed] == [2, 2, {}]
+    assert {name: contents(out)[name] for name in before} == before
+    assert contents_of(sorted(out.rglob("*.png")), out) == whole
+    # An image that has changed is predicted again, even if it looks older than its pictures.
+    write(photos / "a.png", picture(40, 56, seed=7))
+    os.utime(photos / "a.png", (0, 0))
+    made = predict(run.path, [photos], out)
+    assert made.written == [out / "a_labels.png", out / "a_overlay.png"]
+    expected = load(run.path).predict(picture(40, 56, seed=7))
+    assert np.array_equal(np.asarray(Image.open(out / "a_labels.png")), expected)
+    (out / "a_labels.png").unlink()
+    assert len(predict(run.path, [photos], out).written) == 2
+
+
+def contents_of(files, below):
+    return {file.relative_to(below).as_posix(): file.read_bytes() for file in files}
+
+
+def test_other_settings_or_another_model_do_not_go_on(run, photos, tmp_path):
+    out, other = tmp_path / "out", made_run(tmp_path / "other", tiny_recipe("dora"))[0]
+    predict(run.path, [photos], out)
+    refused(lambda: predict(run.path, [photos], out, opacity=0.5), out, "differ in opacity", "--overwrite")
+    refused(lambda: predict(other.path, [photos], out), out, "differ in trained_sha256", "--overwrite")
+    made = predict(other.path, [photos], out, overwrite=True)
+    assert [len(made.written), len(made.kept)] == [4, 0]
+    assert lines(out)[0]["trained_sha256"] == other.trained_sha256
+
+
+def test_a_bad_image_is_counted_and_the_others_are_predicted(run, photos, tmp_path, capsys):
+    def command(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.app(list(map(str, arguments)))
+        return stop.value.code, *capsys.readouterr()
+
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:-30])
+    (photos / "gone.png").symlink_to(tmp_path / "nothing.png")
+    code, out, err = command("predict", run.path, photos, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"written: 4 pictures in {tmp_path / 'out'}" in out
+    assert [line.split(":")[1].strip() for line in err.splitlines()] == [
+        str(photos / "broken.png"), str(photos / "gone.png"),
+    ]  # fmt: skip
+    assert all(line.startswith("error: ") for line in err.splitlines())
+    write(photos / "broken.png", picture(30, 30))
+    (photos / "gone.png").unlink()
+    code, out, err = command("predict", run.path, photos, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "written: 2 pictures" in out
+    assert "4 were there" in out
+
+
+@pytest.mark.parametrize("where", [".", "north", "out"])
+def test_pictures_are_never_taken_for_images(where, run, photos, tmp_path):
+    out = photos / where
+    for _ in range(2):
+        predict(run.path, [photos], out, overwrite=True)
+    made = predict(run.path, [photos], out)
+    assert [len(made.written), len(made.kept)] == [0, 4]
+    assert len(list(photos.rglob("*.png"))) == 6
+
+
+def test_an_image_is_not_overwritten_by_the_pictures_of_another(run, photos):
+    write(photos / "a_labels.png", picture(8, 8))
+    before = (photos / "a_labels.png").read_bytes()
+    refused(lambda: predict(run.path, [photos], photos, overwrite=True), "a_labels.png", "would be overwritten")
+    assert (photos / "a_labels.png").read_bytes() == before
+
+
+def test_nothing_is_written_through_a_link(run, photos, tmp_path):
+    for name in ("out", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "out" / "north").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine.png").write_text("mine")
+    (tmp_path / "out" / "a_labels.png").symlink_to(tmp_path / "mine.png")
+    refused(lambda: predict(run.path, [photos], tmp_path / "out", overwrite=True), tmp_path / "out/north", "a link")
+    assert not any((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert not (tmp_path / "out" / "a_labels.png").is_symlink()
 
 
 @pytest.mark.parametrize("opacity", [0.0, 0.25, 1.0])

@@ -165,7 +165,8 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
                 "another folder"
             )
         for name, file in sorted(inside.items()):
-            refuse_link_or_device(file)
+            if file == place:  # those in a folder are refused when they are read
+                refuse_link_or_device(file)
             if name in found:
                 raise UserError(f"{file} and {found[name]} have the same name, {name}; predict them in separate calls")
             found[name] = file

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from recyclelora.errors import UserError
 from recyclelora.evaluation.report import write_evaluation
 from recyclelora.evaluation.result import Evaluation, predict_as
-from recyclelora.evaluation.scores import check_classes, score_domain
+from recyclelora.evaluation.scores import Scores, check_classes, score_domain
 from recyclelora.evaluation.targets import open_targets, seen_labels
-from recyclelora.files import write_json
+from recyclelora.files import locked_file, read_json, write_json
 from recyclelora.runs.predictor import load
 from recyclelora.runs.run import open_run
+
+SCORED = ("complete", "mean_miou", "targets")
+"""The keys of the results file that scores change; all others are what they depend on."""
 
 
 def evaluate(
@@ -34,7 +39,7 @@ def evaluate(
         run: folder of a finished training.
         targets: data sets as `[LABEL:]NAME[:DOMAIN][=ROOT]`; the recipe's if none are given.
         out: results file (.json), rewritten after each target; a page with pictures (.html) is written beside it.
-            Nothing is written where it is not given.
+            Nothing is written where it is not given. If the same evaluation was stopped, its scores are kept.
         split: train, val or test; the one that each data set is usually scored on if it is not given.
         limit: take this many images of each target, evenly spaced.
         pictures: example pictures of each target on the page.
@@ -44,39 +49,82 @@ def evaluate(
             `flip`, `scales`; those that are None stay as they are.
 
     Raises:
-        UserError: before anything is scored, for files that exist, data that are not there, classes other than the
-            model's, or a window that does not fit; then for images that cannot be read: the scores of the targets
-            before stay in the file.
+        UserError: before anything is scored, for files that exist or are being written by another process, data that
+            are not there, classes other than the model's, or a window that does not fit; then for images that cannot be
+            read: the scores of the targets before stay in the file.
     """
-    file = None if out is None else _results_file(Path(out), overwrite)
+    file = None if out is None else _results_file(Path(out))
     texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
     if not texts:
         raise UserError(f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog")
-    opened = open_targets(texts, split, limit)
-    result = Evaluation(load(run, weights).with_evaluation(**evaluation), opened, limit)
-    score_targets(result, file)
-    if file is not None:
-        seen = seen_labels(result.model.run.recipe, texts)
-        write_evaluation(file.with_suffix(".html"), result, seen, pictures)
+    with nullcontext() if file is None else locked_file(file):
+        begun = None if file is None or overwrite else _begun(file)
+        opened = open_targets(texts, split, limit)
+        result = Evaluation(load(run, weights).with_evaluation(**evaluation), opened, limit)
+        if file is not None and begun is not None:
+            result.scores += _earlier_scores(file, begun, result)
+        score_targets(result, file)
+        if file is not None:
+            seen = seen_labels(result.model.run.recipe, texts)
+            write_evaluation(file.with_suffix(".html"), result, seen, pictures)
     return result
 
 
-def _results_file(file: Path, overwrite: bool) -> Path:
+def _results_file(file: Path) -> Path:
     if file.suffix != ".json":
         raise UserError(f"--out {file}: expected a file name ending in .json")
-    for path in (file, file.with_suffix(".html")):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; choose another --out or replace it with --overwrite")
     return file
 
 
+def _begun(file: Path) -> dict[str, Any] | None:
+    """The content of a results file whose evaluation was stopped; None if there is no file.
+
+    Raises:
+        UserError: there is something else.
+    """
+    page = file.with_suffix(".html")
+    content = None
+    with suppress(UserError, OSError):
+        content = read_json(file)
+    if isinstance(content, dict) and (content.get("complete") is False or not page.exists()):
+        return content
+    for path in (file, page):
+        if path.exists():
+            raise UserError(f"{path} exists; choose another --out or replace it with --overwrite")
+    return None
+
+
+def _earlier_scores(file: Path, begun: dict[str, Any], result: Evaluation) -> list[Scores]:
+    """The scores in the results file of the same evaluation, which was stopped.
+
+    Raises:
+        UserError: the file is of another evaluation.
+    """
+    try:
+        found = [Scores.from_json(score) for score in begun.pop("targets")]
+        now = json.loads(json.dumps(result.to_json()))
+        differing = [key for key in now if key not in SCORED and begun.get(key) != now[key]]
+        for score, target in zip(found, result.targets, strict=False):
+            if (score.label, score.fingerprint) != (target.spec.label, target.domain.fingerprint()):
+                differing.append(f"target {target.spec.label}")
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: damaged ({reason}); replace it with --overwrite") from error
+    if differing or len(found) > len(result.targets):
+        raise UserError(
+            f"{file} exists and holds another evaluation (it differs in {', '.join(differing) or 'targets'}); choose "
+            "another --out or replace it with --overwrite"
+        )
+    return found
+
+
 def score_targets(result: Evaluation, file: Path | None = None) -> None:
-    """Score the model on each target, and write the results file after each."""
+    """Score the model on each target that has no score yet, and write the results file after each."""
     model = result.model
     for target in result.targets:
         check_classes(model.space, target.domain)
         model.plan(target.domain.dataset)
-    for target in result.targets:
+    for target in result.targets[len(result.scores) :]:
         predict = predict_as(model, target.domain)
         result.scores.append(score_domain(predict, model.space, target.domain, split=target.split))
         if file is not None:

@@ -1,9 +1,18 @@
-"""The verb `predict`: a PNG of train ids and a colour overlay for each image."""
+"""The verb `predict`: a PNG of train ids and a colour overlay for each image.
+
+OUT/NAME_labels.png, NAME_overlay.png    the pictures of an image
+    predictions.jsonl                    what they were made with, and then a line for each image, by which a call that
+                                         was stopped goes on, and pictures are not taken for images
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,9 +22,22 @@ from tqdm import tqdm
 from recyclelora.data.decoding import read_image
 from recyclelora.data.finding import find_images
 from recyclelora.data.labels import LabelSpace
+from recyclelora.data.stored import read_file
 from recyclelora.errors import UserError
-from recyclelora.files import replacing
-from recyclelora.runs.predictor import load
+from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes
+from recyclelora.runs.predictor import Predictor, load
+
+RECORD = "predictions.jsonl"
+PICTURES = ("labels", "overlay")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The pictures that were written, how many images had theirs already, and what was wrong with the others."""
+
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
 
 
 def predict(
@@ -25,40 +47,141 @@ def predict(
     opacity: float = 0.6,
     weights: str | None = None,
     overwrite: bool = False,
-) -> list[Path]:
-    """Segment images at their own size; returns the pictures that were written.
+) -> Predictions:
+    """Segment images at their own size. Called again, it goes on with the images that have no pictures yet.
+
+    Images that cannot be read are left out, and listed in what is returned.
 
     Args:
         run: folder of a finished training.
-        images: image files, or folders of images.
+        images: image files, or folders of images; the pictures of an earlier call are left out.
         out: folder for the pictures, `NAME_labels.png` and `NAME_overlay.png` for each image.
         opacity: strength of the colours over the image, 0 to 1.
         weights: where the base weights are now, if not where the recipe says.
         overwrite: replace files that are in `out`.
 
     Raises:
-        UserError: an image does not exist or cannot be read, `out` is not empty, or as `recyclelora.load`.
+        UserError: an image does not exist or would be overwritten, `out` holds something else or cannot be written to,
+            or as `recyclelora.load`.
     """
     out = Path(out)
-    files = find_images([Path(place) for place in images])
-    if out.exists() and not overwrite and (out.is_file() or any(out.iterdir())):
+    record = _Record(out / RECORD)
+    if out.is_file() or not (overwrite or holds_nothing(out) or record.file.is_file()):
         raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
+    files = _inputs(images, out, record)
     model = load(run, weights)
-    written = []
-    for name, file in tqdm(files.items(), "predicting", disable=None):
-        image = read_image(file)
-        labels = model.predict(image)
-        coloured = np.ascontiguousarray(overlay(image, labels, model.space, opacity)[..., ::-1])
-        for suffix, picture in (("labels", labels), ("overlay", coloured)):
-            path = out / f"{name}_{suffix}.png"
+    settings = _settings(model, opacity)
+    if record.settings not in (None, settings) and not overwrite:
+        differing = [key for key in settings if (record.settings or {}).get(key) != settings[key]]
+        raise UserError(
+            f"{out} holds predictions that were made otherwise (they differ in {', '.join(differing)}); choose another "
+            "--out or replace files there with --overwrite"
+        )
+    made = Predictions()
+    with locked(out):
+        record.begin(settings, anew=overwrite)
+        for name, file in tqdm(files.items(), "predicting", disable=None):
             try:
-                with replacing(path) as part:
-                    part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-            except OSError as error:
-                fix = "free disk space, or remove what is in the way"
-                raise UserError(f"{path}: could not be written ({error.strerror}); {fix}") from error
-            written.append(path)
-    return written
+                _predict_one(model, name, file, out, opacity, record, made)
+            except UnreadableImageError as error:
+                made.failed[file] = str(error)
+    return made
+
+
+class UnreadableImageError(UserError):
+    """An image cannot be read, which does not keep others from being read."""
+
+
+def _predict_one(
+    model: Predictor, name: str, file: Path, out: Path, opacity: float, record: _Record, made: Predictions
+) -> None:
+    pictures = _pictures(out, name)
+    try:
+        content_hash = hashlib.sha256(read_file(file)).hexdigest()
+        if record.hashes.get(name) == content_hash and all(picture.is_file() for picture in pictures):
+            made.kept.extend(pictures)
+            return
+        image = read_image(file)
+    except UserError as error:
+        raise UnreadableImageError(str(error)) from error
+    labels = model.predict(image)
+    coloured = np.ascontiguousarray(overlay(image, labels, model.space, opacity)[..., ::-1])
+    for picture in pictures:
+        _refuse_links(picture, out)
+    record.add(name, None)
+    for picture, pixels in zip(pictures, (labels, coloured), strict=True):
+        write_bytes(picture, cv2.imencode(".png", pixels)[1].tobytes())
+    record.add(name, content_hash)
+    made.written.extend(pictures)
+
+
+def _inputs(images: Sequence[str | Path], out: Path, record: _Record) -> dict[str, Path]:
+    """The images by name, without the pictures of earlier calls."""
+    ours = {picture.resolve() for name in record.hashes for picture in _pictures(out, name)}
+    found = find_images([Path(place) for place in images])
+    files = {name: file for name, file in found.items() if file.resolve() not in ours}
+    if not files:
+        raise UserError(f"{images[0]}: holds nothing but pictures that `predict` made; give a folder of images")
+    taken = {picture.resolve() for name in files for picture in _pictures(out, name)}
+    for file in files.values():
+        if file.resolve() in taken:
+            raise UserError(f"{file}: would be overwritten by the pictures of another image; choose another --out")
+    return files
+
+
+def _pictures(out: Path, name: str) -> list[Path]:
+    return [out / f"{name}_{suffix}.png" for suffix in PICTURES]
+
+
+def _refuse_links(picture: Path, out: Path) -> None:
+    for place in picture.relative_to(out).parents:
+        if place.name and (out / place).is_symlink():
+            raise UserError(f"{out / place}: a link, and pictures are written through none; remove it")
+
+
+def _settings(model: Predictor, opacity: float) -> dict[str, Any]:
+    """What the pictures of an image depend on."""
+    facts = model.run.info["weights_sha256"], model.run.trained_sha256
+    settings = {"weights_sha256": facts[0], "trained_sha256": facts[1], "opacity": opacity}
+    settings |= {"evaluation": model.evaluation.model_dump(mode="json"), "colours": model.space.colours}
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
+
+
+class _Record:
+    """The file that says from which images the pictures in a folder were made.
+
+    An image is listed before its pictures are written, and again, with its hash, after them.
+
+    Attributes:
+        settings: what they were made with; None if there is no file.
+        hashes: the SHA-256 of each image, by its name; None if its pictures may be missing or those of another image.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.settings: dict[str, Any] | None = None
+        self.hashes: dict[str, str | None] = {}
+        lines = read_lines(file) if file.is_file() else []
+        try:
+            self.settings = dict(lines[0]) if lines else None
+            self.hashes = {str(line["image"]): line["sha256"] for line in lines[1:]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: damaged ({error}); remove it, and the pictures beside it") from error
+
+    def begin(self, settings: Mapping[str, Any], anew: bool) -> None:
+        """Write the settings if they are not there, or `anew`; the list of images that have pictures stays."""
+        if anew or self.settings is None:
+            known, self.hashes = self.hashes, {}
+            self.file.unlink(missing_ok=True)
+            append_line(self.file, json.dumps(settings))
+            for name in known:
+                self.add(name, None)
+
+    def add(self, name: str, sha256: str | None) -> None:
+        """List an image."""
+        append_line(self.file, json.dumps({"image": name, "sha256": sha256}))
+        self.hashes[name] = sha256
 
 
 def overlay(

@@ -1,0 +1,31 @@
+"""A process that is killed at a change of a file loses nothing; a few of the kills of `benchmarks/kills.py`."""
+
+import pytest
+import torch
+
+import kills
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    return {trial.name: trial for trial in kills.trials(tmp_path_factory.mktemp("kills"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "every", "first", "count"),
+    [("train", 23, 5, 4), ("train --overwrite", 29, 8, 3), ("train --resume", 23, 7, 3), ("evaluate", 9, 4, 2),
+     ("predict", 19, 6, 3)],
+)  # fmt: skip
+def test_what_was_killed_goes_on_to_the_same_files(name, every, first, count, trials, tmp_path):
+    assert torch.get_num_threads() == 1
+    counts = kills.try_out(trials[name], tmp_path, every, first)
+    assert counts["kills"] >= count
+    assert counts["calls afterwards"] >= counts["kills"] - counts["before anything was changed"] > 0
+    assert counts["right"] == counts["calls afterwards"]
+
+
+def test_a_folder_that_is_not_understood_afterwards_is_noticed(trials, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recyclelora.training.train.is_torn", lambda path: False)
+    counts = kills.try_out(trials["train"], tmp_path, every=1000, first=9)
+    assert (counts["calls afterwards"], counts["right"]) == (2, 1)
+    assert "killed at change 9, way 0: wrong in the call failed" in capsys.readouterr().out
