@@ -225,3 +225,11 @@ def test_an_image_goes_through_a_jpeg_as_through_a_file(tmp_path):
         path = tmp_path / f"{number}.jpg"
         Image.fromarray(image).save(path)
         assert (as_jpeg(image) == read_image(path)).all()
+
+
+def test_a_large_image_is_read_without_pillows_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 31)  # from 744 pixels Pillow warns, from 1,488 it refuses
+    for suffix in ("png", "jpg", "webp", "bmp", "tif"):
+        path = write(tmp_path / f"a.{suffix}", picture())
+        assert read_image(path).shape == (24, 32, 3)
+    assert read_labels(write(tmp_path / "b.png", ids())).shape == (24, 32)

@@ -147,3 +147,42 @@ def test_files_of_other_kinds_in_the_place_of_images_are_named(tmp_path, suffix,
     refused(lambda: read_image(find_images([path])["b"]), path, f"holds a {kind}", "expected PNG, JPEG")
     (root / "images/north/a.png").unlink()
     refused(lambda: find_images([root / "images"]), "no images", f"found b{suffix}")
+
+
+LEFT_OUT = {
+    "a.heic": (b"\0\0\0\x18ftypheic", "a HEIC"),
+    "b.avif": (b"\0\0\0\x1cftypavif", "an AVIF"),
+    "c.MP4": (b"\0\0\0\x20ftypisom\xff", "a video"),
+    "d.gif": (b"GIF89a\x20\0\x80", "a GIF"),
+    "e.jfif": (b"\xff\xd8\xff\xe0", "a JPEG"),
+    "f": (b"\x89PNG\r\n\x1a\n", "a PNG"),
+    "g.zip": (b"PK\x03\x04\x14\0\xff", "a ZIP archive"),
+}
+
+
+def test_pictures_of_other_kinds_beside_images_are_named(tmp_path):
+    write(tmp_path / "photos/x.png", picture())
+    for name, content in {"notes.txt": b"BMW and other cars", "Thumbs.db": b"\xd0\xcf\x11\xe0", ".a.heic": b""}.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+    assert list(find_images([tmp_path / "photos"])) == ["x"]  # without a warning, which a test would take as an error
+    for name, (content, _) in LEFT_OUT.items():
+        write(tmp_path / name / "x.png", picture())
+        (tmp_path / name / "north").mkdir()
+        (tmp_path / name / "north" / name).write_bytes(content)
+        with pytest.warns(UserWarning, match="left out") as warned:
+            assert list(find_images([tmp_path / name])) == ["x"]
+        [message] = [str(warning.message) for warning in warned]
+        assert message.startswith(
+            f"{tmp_path / name}: 1 of its files left out, as their names do not end in .bmp, .jpeg"
+        )
+        assert f": north/{name} ({LEFT_OUT[name][1]}); save them as such images" in message
+
+
+def test_many_files_that_are_left_out_are_counted(tmp_path):
+    write(tmp_path / "x.png", picture())
+    for number in range(7):
+        (tmp_path / f"{number}.gif").write_bytes(LEFT_OUT["d.gif"][0])
+    with pytest.warns(UserWarning, match=r"7 of its files .* 0.gif \(a GIF\), .* 4.gif \(a GIF\) and 2 more; save"):
+        find_images([tmp_path])
+    with pytest.warns(UserWarning, match="7 of its files"):
+        find_images([tmp_path, write(tmp_path / "y/single.png", picture())])

@@ -12,19 +12,41 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from recyclelora.data import png
-from recyclelora.data.stored import read_file, refuse_other_kinds
+from recyclelora.data import jpeg, png
+from recyclelora.data.stored import kind_of, read_file, refuse_other_kinds
 from recyclelora.errors import UserError
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-IMAGE_KINDS = ("PNG", "JPEG", "WebP", "BMP", "TIFF")
+
+OPENERS: dict[str, Callable[[io.BytesIO, str], Image.Image]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+"""How Pillow reads the header of each kind; `Image.open` would also warn of images half as large as `MOST_PIXELS`."""
+
+IMAGE_KINDS = tuple(OPENERS)
 
 MOST_PIXELS = 178_956_970
 """The largest image: 0.5 GiB as RGB, the size from which Pillow refuses to read one."""
@@ -53,11 +75,23 @@ def read_turned(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
             f"{path}: image of mode {image.mode!r} with 16 or more bits per channel, expected 8 bits; convert it to "
             "8 bits, divided so that its own brightest value becomes 255 (12 bits stored in 16: divide by 16)"
         )
-    pixels = _decode(content)
-    if pixels is not None:
-        return pixels, 1
-    image, orientation = _load(path, content, image)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB")), orientation
+    pixels, orientation = _decode(content), 1
+    if pixels is None:
+        image, orientation = _load(path, content, image)
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    # The grey of a block without data is another one in CMYK.
+    if image.format in ("JPEG", "MPO") and (image.mode == "CMYK" or jpeg.has_grey_block(pixels)):
+        _check_whole_jpeg(path, content)
+    return pixels, orientation
+
+
+def _check_whole_jpeg(path: Path, content: bytes) -> None:
+    try:
+        short = jpeg.is_short(content)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
+        raise _damaged(path, error) from error
+    if short:
+        raise _damaged(path, "its compressed data end before its last pixels, which a decoder would make grey")
 
 
 def as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -112,13 +146,14 @@ def _header(path: Path, content: bytes, kinds: tuple[str, ...]) -> Image.Image:
     """The image of which Pillow has read only the header, if it is of one of these kinds and not too large."""
     labels = "write the class ids again as a grey or palette PNG, as other kinds may have changed them"
     refuse_other_kinds(path, content, kinds, "save it as one of these" if kinds == IMAGE_KINDS else labels)
+    kind = kind_of(content)
+    if not kind:
+        raise _damaged(path, "of no known kind" if content else "an empty file")
     try:
-        image = Image.open(io.BytesIO(content), formats=[kind.upper() for kind in kinds])
-        pixels = image.width * image.height
-    except Image.DecompressionBombError as error:
-        pixels = int((re.findall(r"\d+", str(error)) or [MOST_PIXELS + 1])[0])
+        image = OPENERS[kind](io.BytesIO(content), "")
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        raise _damaged(path, error if content else "an empty file") from error
+        raise _damaged(path, error) from error
+    pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise UserError(f"{path}: an image of {pixels:,} pixels, expected at most {MOST_PIXELS:,}; cut it into tiles")
     return image
@@ -141,7 +176,10 @@ def _load(path: Path, content: bytes, image: Image.Image) -> tuple[Image.Image, 
             png.check_whole(content)
         # The orientation of a PNG may come after its pixels, while that of a TIFF is dropped with them.
         before = None if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation)
-        image.load()
+        with warnings.catch_warnings() if image.format == "TIFF" else nullcontext():
+            if image.format == "TIFF":
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as at `OPENERS`
+            image.load()
         orientation = before or image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
@@ -175,6 +213,6 @@ def _plain_jpeg(content: bytes) -> bool:
     """Whether this is a grey or YCbCr JPEG that is upright and has an end marker."""
     if not content.startswith(JPEG_START) or not content.endswith(JPEG_END):
         return False
-    with Image.open(io.BytesIO(content)) as image:  # reads only the header
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        return image.mode in ("RGB", "L") and not turned
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))  # reads only the header
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return image.mode in ("RGB", "L") and not turned

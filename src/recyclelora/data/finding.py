@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from recyclelora.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
+
+OTHERS = 5
+"""At most this many files that are left out are named."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,9 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
     Raises:
         UserError: a place does not exist or is no file or folder, a folder has no images, or two images have the same
             name.
+
+    Warns:
+        UserWarning: a folder also holds pictures, videos or archives of other kinds, which are left out.
     """
     found: dict[str, Path] = {}
     for place in places:
@@ -164,6 +171,8 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
                 f"{place}: no images in this folder, expected {suffixes}, found {there}; convert the files, or give "
                 "another folder"
             )
+        if place.is_dir():
+            _warn_of_others(place)
         for name, file in sorted(inside.items()):
             if file == place:  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
@@ -171,3 +180,29 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
                 raise UserError(f"{file} and {found[name]} have the same name, {name}; predict them in separate calls")
             found[name] = file
     return found
+
+
+def _warn_of_others(folder: Path) -> None:
+    """Name the files below a folder that their bytes show as pictures, videos or archives, but not their names."""
+    others = [f"{file.relative_to(folder)} ({named(kind)})" for file in _walk(folder) if (kind := _other_kind(file))]
+    if others:
+        more = f" and {len(others) - OTHERS} more" * (len(others) > OTHERS)
+        warnings.warn(
+            f"{folder}: {len(others)} of its files left out, as their names do not end in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}: {', '.join(others[:OTHERS])}{more}; save them as such images (a "
+            "video as its frames), or rename those that are",
+            stacklevel=3,
+        )
+
+
+def _other_kind(file: Path) -> str:
+    if _like_an_image(file) or file.name.startswith(".") or not file.is_file():
+        return ""
+    try:
+        with file.open("rb") as content:
+            start = content.read(64)
+    except OSError:  # no permission to read it
+        return ""
+    kind = kind_of(start)
+    text = kind == "web page" or (kind == "BMP" and b"\0" not in start)  # a text may begin with "BM"
+    return "" if text else kind
