@@ -15,11 +15,11 @@ import recyclelora
 # Left out: the adapter except its RRQR, as torch.compile does not trace wrapped functions, and the drawing of street
 # scenes, whose hundred thousands of small calls would take ten times as long.
 DATA = (
-    "check", "class_counts", "dataset", "decoding", "domain", "files", "label_maps", "labels", "layouts", "opening",
-    "table", "transforms",
+    "check", "class_counts", "colours", "dataset", "decoding", "domain", "files", "jpeg", "label_maps", "labels",
+    "layouts", "opening", "table", "transforms",
 )  # fmt: skip
 MODELS = ("backbone", "heads", "segmenter", "sliding", "plan")
-CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "streets.scene"]
+CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "runs.overlay", "streets.scene"]
 CHECKED += [f"data.{name}" for name in DATA] + [f"models.{name}" for name in MODELS]
 install_import_hook([f"recyclelora.{name}" for name in CHECKED], "beartype.beartype")
 

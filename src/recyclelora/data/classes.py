@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from recyclelora.data.labels import IGNORE, LabelSpace, distinct_colours
+from recyclelora.data.colours import Colour, distinct_colours
+from recyclelora.data.labels import IGNORE, LabelSpace
 from recyclelora.data.stored import LFS_POINTER, kind_of, named, read_file
 from recyclelora.errors import UserError
 
@@ -33,8 +34,6 @@ _RGB = rf"(?P<rgb>[0-9]+{_BETWEEN}[0-9]+{_BETWEEN}[0-9]+)"
 _LAST = re.compile(rf"(?P<name>.+?){_BETWEEN}(?:{_RGB}|(?P<hex>#\S*))[,;]?")
 _FIRST = re.compile(rf"(?:{_RGB}|(?P<hex>#[0-9a-fA-F]{{6}})){_BETWEEN}(?P<name>\S.*?)[,;]?")
 _HEADING = re.compile(r"(name|class(es)?|label|id)\b.*\b(colou?rs?|r\W+g\W+b|rgb)", re.IGNORECASE)
-
-Colour = tuple[int, int, int]
 
 
 class Line(NamedTuple):
@@ -67,8 +66,8 @@ def find_classes(root: Path) -> Path | None:
 def read_classes(path: Path) -> LabelSpace:
     """The label space in a list of classes: one name per line, with or without a colour, `R G B` or `#rrggbb`.
 
-    Empty lines and comments are skipped; the order of the names gives the ids. Classes without a colour get distinct
-    ones.
+    Empty lines and comments are skipped; the order of the names gives the ids. Classes without a colour get one that
+    differs from all others as much as possible.
 
     Raises:
         UserError: the file is no text in UTF-8 or UTF-16, a line is not a class, a colour is not valid, a name is
@@ -86,7 +85,8 @@ def read_classes(path: Path) -> LabelSpace:
             f"{path}: lists {len(colours)} classes, expected 2 to {IGNORE}; "
             "write one name per line; if only one class matters, name the background in the first line"
         )
-    fresh = distinct_colours({colour for colour in colours.values() if colour})
+    given = [colour for colour in colours.values() if colour]
+    fresh = iter(distinct_colours(given, len(colours) - len(given)))
     return LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
 
 

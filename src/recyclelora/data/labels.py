@@ -5,9 +5,7 @@ Train ids and colours of the 19 classes: Cityscapes (Cordts et al., CVPR 2016), 
 
 from __future__ import annotations
 
-import colorsys
-import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,15 +119,3 @@ CAMVID_LABELLING = Labelling(
     to_score=lookup({name: name for name in CAMVID.names}, CAMVID, CAMVID),
     predictions=lookup(CITYSCAPES_TO_CAMVID, CITYSCAPES, CAMVID),
 )
-
-
-def distinct_colours(taken: Collection[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Colours that differ from each other and from those taken; their hues are a golden section of the circle apart."""
-    seen = set(taken)
-    for number in itertools.count():
-        value = (1.0, 0.8, 0.6)[number % 3]
-        red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.85, value)
-        colour = round(255 * red), round(255 * green), round(255 * blue)
-        if colour not in seen:
-            seen.add(colour)
-            yield colour

@@ -16,15 +16,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from recyclelora.data.decoding import read_image
 from recyclelora.data.finding import find_images
-from recyclelora.data.labels import LabelSpace
 from recyclelora.data.stored import read_file
 from recyclelora.errors import UserError
 from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes
+from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import Predictor, load
 
 RECORD = "predictions.jsonl"
@@ -55,7 +54,8 @@ def predict(
     Args:
         run: folder of a finished training.
         images: image files, or folders of images; the pictures of an earlier call are left out.
-        out: folder for the pictures, `NAME_labels.png` and `NAME_overlay.png` for each image.
+        out: folder for the pictures, `NAME_labels.png` and `NAME_overlay.png` for each image. The overlay has a legend
+            below it.
         opacity: strength of the colours over the image, 0 to 1.
         weights: where the base weights are now, if not where the recipe says.
         overwrite: replace files that are in `out`.
@@ -105,7 +105,8 @@ def _predict_one(
     except UserError as error:
         raise UnreadableImageError(str(error)) from error
     labels = model.predict(image)
-    coloured = np.ascontiguousarray(overlay(image, labels, model.space, opacity)[..., ::-1])
+    legible = with_legend(overlay(image, labels, model.space, opacity), labels, model.space)
+    coloured = np.ascontiguousarray(legible[..., ::-1])
     for picture in pictures:
         _refuse_links(picture, out)
     record.add(name, None)
@@ -182,10 +183,3 @@ class _Record:
         """List an image."""
         append_line(self.file, json.dumps({"image": name, "sha256": sha256}))
         self.hashes[name] = sha256
-
-
-def overlay(
-    image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], space: LabelSpace, opacity: float
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the colours of its classes over it."""
-    return np.asarray(cv2.addWeighted(image, 1 - opacity, space.colourise(labels), opacity, 0), np.uint8)
