@@ -76,12 +76,16 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and stop.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options before the verb; `run` reads `--debug`."""
+    """Options before the verb; `run` reads `--debug`. How data are read is told as soon as they are opened."""
+    from recyclelora.pages.tables import said
+
+    context.with_resource(said("recyclelora.data.opening"))
 
 
 @app.command()

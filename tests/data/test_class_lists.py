@@ -18,7 +18,7 @@ BLUE = (70, 130, 180)
 def test_classes_are_read_with_and_without_colours(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("background 0 0 0\n\n  traffic light\nlane #FF8000\nrail 30\n", encoding="utf-8-sig")
-    space = read_classes(path)
+    space = read_classes(path).space
     assert space.names == ("background", "traffic light", "lane", "rail 30")
     assert space.colours[0] == (0, 0, 0)
     assert space.colours[2] == (255, 128, 0)
@@ -30,7 +30,7 @@ def test_automatic_colours_are_distinct(tmp_path, count):
     path = tmp_path / "classes.txt"
     # The first automatic colour is taken by hand, so that the automatic ones step aside.
     path.write_text("first 255 255 0\n" + "\n".join(f"class {n}." for n in range(count - 1)))
-    space = read_classes(path)
+    space = read_classes(path).space
     assert len(set(space.colours)) == len(space) == count
 
 
@@ -85,7 +85,7 @@ def test_a_list_is_read_as_it_is_meant(tmp_path, name):
     content, colour = READ[name]
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
-    space = read_classes(path)
+    space = read_classes(path).space
     assert space.names == TWO
     assert colour is None or space.colours[1] == colour
 
@@ -106,13 +106,13 @@ def test_a_list_is_read_as_it_is_meant(tmp_path, name):
 def test_unusual_names_are_kept_as_written(tmp_path, name):
     path = tmp_path / "classes.txt"
     path.write_text(f"{name}\nsky\n", encoding="utf-8")
-    assert read_classes(path).names == (name, "sky")
+    assert read_classes(path).space.names == (name, "sky")
 
 
 def test_names_are_in_the_composed_form_of_unicode(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text(unicodedata.normalize("NFD", "straße\nfußgänger"), encoding="utf-8")
-    assert read_classes(path).names == ("straße", unicodedata.normalize("NFC", "fußgänger"))
+    assert read_classes(path).space.names == ("straße", unicodedata.normalize("NFC", "fußgänger"))
 
 
 REFUSED = {

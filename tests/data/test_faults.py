@@ -6,6 +6,7 @@ import pytest
 from labelled_files import ids, picture, write
 from recyclelora.data.check.faults import Rules, below, inspect
 from recyclelora.data.decoding import read_labels
+from recyclelora.data.files import FromFile
 from recyclelora.data.finding import Pair
 
 
@@ -15,7 +16,7 @@ def pair(tmp_path):
 
 
 def faults(pair, tmp_path, size=(32, 24), stretch=0.0, read_ids=read_labels):
-    return inspect(pair, Rules(tmp_path, read_ids, frozenset({0, 1, 2, 3, 4, 255}), size, stretch))
+    return inspect(pair, Rules(tmp_path, FromFile(read_ids), frozenset({0, 1, 2, 3, 4, 255}), size, stretch))
 
 
 def test_sound_pair_has_no_fault_and_all_its_pixels(pair, tmp_path):

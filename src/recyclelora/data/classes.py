@@ -4,6 +4,7 @@
 ground
 sky 70 130 180          a name and its colour, or `70 130 180 sky`, also with commas
 road #804080            # a colour in hexadecimal, and a comment
+ignored 0 0 0           at the end: a colour of pixels that are ignored, where labels are read by colours
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from recyclelora.data.stored import LFS_POINTER, kind_of, named, read_file
 from recyclelora.errors import UserError
 
 FILE = "classes.txt"
+IGNORED = "ignored"
+"""The name in front of the colours of ignored pixels; it is no class."""
+
 STEMS = {"class", "classes", "class_names", "classnames", "class-names"}
 """How files are called that are meant as a list of classes, without suffix."""
 
@@ -34,6 +38,17 @@ _RGB = rf"(?P<rgb>[0-9]+{_BETWEEN}[0-9]+{_BETWEEN}[0-9]+)"
 _LAST = re.compile(rf"(?P<name>.+?){_BETWEEN}(?:{_RGB}|(?P<hex>#\S*))[,;]?")
 _FIRST = re.compile(rf"(?:{_RGB}|(?P<hex>#[0-9a-fA-F]{{6}})){_BETWEEN}(?P<name>\S.*?)[,;]?")
 _HEADING = re.compile(r"(name|class(es)?|label|id)\b.*\b(colou?rs?|r\W+g\W+b|rgb)", re.IGNORECASE)
+
+
+class ClassList(NamedTuple):
+    """The classes of a list, and which id each colour in a label stands for.
+
+    There are no `colours` if labels cannot be read by them; `why` then says why.
+    """
+
+    space: LabelSpace
+    colours: dict[Colour, int]
+    why: str
 
 
 class Line(NamedTuple):
@@ -63,23 +78,32 @@ def find_classes(root: Path) -> Path | None:
     return None
 
 
-def read_classes(path: Path) -> LabelSpace:
-    """The label space in a list of classes: one name per line, with or without a colour, `R G B` or `#rrggbb`.
+def read_classes(path: Path) -> ClassList:
+    """The classes in a list: one name per line, with or without a colour, `R G B` or `#rrggbb`.
 
     Empty lines and comments are skipped; the order of the names gives the ids. Classes without a colour get one that
-    differs from all others as much as possible.
+    differs from all others as much as possible. Behind them may stand colours of ignored pixels.
 
     Raises:
         UserError: the file is no text in UTF-8 or UTF-16, a line is not a class, a colour is not valid, a name is
-            repeated, or there are not 2 to 255 names.
+            repeated, there are not 2 to 255 names, or a colour of ignored pixels is that of a class or does not stand
+            at the end.
     """
     lines = list(_lines(path))
     _refuse_other_lists(path, [line.name for line in lines])
     colours: dict[str, Colour | None] = {}
+    ignored: list[Colour] = []
     for name, colour, where in lines:
-        if name in colours:
+        if name.casefold() == IGNORED:
+            ignored.append(_ignored_colour(colour, where))
+        elif ignored:
+            raise UserError(
+                f"{where} names the class {name!r} behind {IGNORED!r}; put the {IGNORED} colours at the end"
+            )
+        elif name in colours:
             raise UserError(f"{where} names the class {name!r} a second time; give every class one line")
-        colours[name] = _colour(colour, where)
+        else:
+            colours[name] = _colour(colour, where)
     if not 2 <= len(colours) <= IGNORE:
         raise UserError(
             f"{path}: lists {len(colours)} classes, expected 2 to {IGNORE}; "
@@ -87,7 +111,36 @@ def read_classes(path: Path) -> LabelSpace:
         )
     given = [colour for colour in colours.values() if colour]
     fresh = iter(distinct_colours(given, len(colours) - len(given)))
-    return LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
+    space = LabelSpace(tuple(colours), tuple(colour or next(fresh) for colour in colours.values()))
+    why = _ambiguous(path, colours, ignored)
+    ids = {} if why else {colour: identity for identity, colour in enumerate(space.colours)}
+    return ClassList(space, ids | dict.fromkeys(ignored if ids else (), IGNORE), why)
+
+
+def _ignored_colour(text: str, where: str) -> Colour:
+    colour = _colour(text, where)
+    if colour is None:
+        raise UserError(
+            f"{where} is {IGNORED!r} without a colour: the name is kept for colours of pixels that are ignored, which "
+            f"have the id {IGNORE} and no line in labels of ids; give it a colour, remove it, or choose another name"
+        )
+    return colour
+
+
+def _ambiguous(path: Path, colours: dict[str, Colour | None], ignored: list[Colour]) -> str:
+    """Why labels cannot be read by these colours; empty if they can."""
+    owners: dict[Colour, str] = {}
+    for name, colour in colours.items():
+        if colour is None:
+            return f"{path.name} gives no colour to {name!r}"
+        if colour in owners:
+            return f"{path.name} gives {owners[colour]!r} and {name!r} the same colour"
+        owners[colour] = name
+    if both := next((colour for colour in ignored if colour in owners), None):
+        raise UserError(
+            f"{path}: ignores the colour {both} of the class {owners[both]!r}; give one of them another colour"
+        )
+    return ""
 
 
 def _text(path: Path) -> str:

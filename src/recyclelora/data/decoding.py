@@ -19,7 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -108,16 +108,29 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "h w"]:
         UserError: the file is missing, damaged, truncated, too large or no PNG, has several channels or more than
             8 bits, or its EXIF data turn it.
     """
-    content, image = checked_label(path)
+    return stored_ids(path, *checked_label(path))
+
+
+def stored_ids(path: Path, content: bytes, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """As `read_labels`, of a file that `checked_label` has read."""
     if image.mode not in ("L", "P", "1"):
         bits = " (16 bits)" if image.mode.startswith("I") else f" ({len(image.getbands())} channels)"
         raise UserError(
             f"{path}: label of mode {image.mode!r}{bits}, expected one channel of 8-bit ids; "
             "write the class ids as a grey or palette PNG"
         )
-    labels = np.asarray(_load(path, content, image)[0]).astype(np.uint8)
+    labels = decoded_label(path, content, image).astype(np.uint8)
     step = GREY_STEPS[png.header(content).bits] if image.mode == "L" else 1
     return labels // step if step > 1 else labels
+
+
+def decoded_label(path: Path, content: bytes, image: Image.Image) -> Shaped[np.ndarray, "h w *channels"]:
+    """The values in a file that `checked_label` has read, as Pillow gives them in the mode of the image.
+
+    Raises:
+        UserError: the pixels cannot be decoded.
+    """
+    return np.asarray(_load(path, content, image)[0])
 
 
 def checked_label(path: Path) -> tuple[bytes, Image.Image]:

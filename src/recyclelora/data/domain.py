@@ -38,13 +38,15 @@ class Source(Protocol):
 class Domain:
     """Labelled images of one data set. Labels are converted when they are read; files are never rewritten.
 
-    `dataset` is its row in `BENCHMARKS`, from which an evaluation protocol knows the size of the images.
+    `dataset` is its row in `BENCHMARKS`, from which an evaluation protocol knows the size of the images. `notes` are
+    lines that say how its files are read, if that is not plain from their names.
     """
 
     label: str
     source: Source
     labelling: Labelling
     dataset: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def train_space(self) -> LabelSpace:

@@ -17,10 +17,30 @@ from recyclelora.data.finding import Pair
 from recyclelora.data.labels import IGNORE
 from recyclelora.errors import UserError
 
+Reader = Callable[[Pair], UInt8[np.ndarray, "h w"]]
+"""Reads the ids of a pair's label."""
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Reads labels that are files of their own."""
+
+    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]]
+
+    def __call__(self, pair: Pair) -> UInt8[np.ndarray, "h w"]:
+        """The ids of the pair's label."""
+        return self.read_ids(pair.label)
+
+
+STORED_IDS = FromFile(read_labels)
+"""Reads labels that hold their ids."""
+
 
 @dataclass(frozen=True)
 class LabelledFiles:
-    """Pairs below a root. Their labels are read with `read_ids` and may hold `ids` and `IGNORE`.
+    """Pairs below a root. Their labels are read with `reader` and may hold `ids` and `IGNORE`.
+
+    `reading` is a text that changes with how labels are read; empty if they hold their ids.
 
     A label whose sides differ from those of its image by a share of up to `stretch` is resized to the image (nearest
     neighbour). `halved` halves the sides of both after reading as SoMA's `mapillary_resize.py` does, by which published
@@ -30,9 +50,10 @@ class LabelledFiles:
     root: Path
     pairs: list[Pair]
     ids: frozenset[int]
-    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]] = read_labels
+    reader: Reader = STORED_IDS
     stretch: float = 0.0
     halved: bool = False
+    reading: str = ""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,15 +73,15 @@ class LabelledFiles:
         Raises:
             UserError: the label is unreadable or holds an unknown id.
         """
-        path = self.pairs[index].label
-        labels = self.read_ids(path)
-        self._check_ids(labels, path)
+        pair = self.pairs[index]
+        labels = self.reader(pair)
+        self._check_ids(labels, pair.label)
         return _half(labels, Image.Resampling.NEAREST) if self.halved else labels
 
     def stamp(self, index: int) -> str:
-        """Size in bytes and time of the last change of the file of a label, and whether it is halved."""
+        """Size in bytes and time of the last change of a label's file, whether it is halved, and how it is read."""
         facts = self.pairs[index].label.stat()
-        return f"{facts.st_size} {facts.st_mtime_ns}" + " halved" * self.halved
+        return f"{facts.st_size} {facts.st_mtime_ns}{' halved' * self.halved}{self.reading}"
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """One RGB image and its label with the ids of the file.
@@ -70,7 +91,7 @@ class LabelledFiles:
                 an unknown id.
         """
         pair = self.pairs[index]
-        (image, orientation), labels = read_turned(pair.image), self.read_ids(pair.label)
+        (image, orientation), labels = read_turned(pair.image), self.reader(pair)
         if reason := turned_alone(orientation, image, labels, self.stretch):
             raise UserError(f"{pair.image}: {reason}")
         fitted = self._fit(labels, image, pair)
@@ -106,10 +127,13 @@ class LabelledFiles:
             )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted paths below the root, sizes in bytes and halving: the same wherever the folder lies."""
+        """SHA-256 of the sorted paths below the root, sizes in bytes, halving and how labels are read.
+
+        It is the same wherever the folder lies.
+        """
         files = [file for pair in self.pairs for file in (pair.image, pair.label)]
         lines = sorted(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n" for file in files)
-        return hashlib.sha256("".join([*lines, "halved, JPEG" * self.halved]).encode()).hexdigest()
+        return hashlib.sha256("".join([*lines, "halved, JPEG" * self.halved, self.reading]).encode()).hexdigest()
 
 
 def fits(labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], stretch: float) -> bool:

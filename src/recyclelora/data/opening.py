@@ -7,6 +7,7 @@ Without a root, the files of a data set are expected in `$RECYCLELORA_DATA/NAME`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from recyclelora.errors import UserError, did_you_mean
 __all__ = ["BENCHMARKS", "SPLITS", "STREET_SEEDS", "Benchmark", "Spec", "manifest", "open_domain", "parse_spec"]
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def open_domain(
     """The images of a split of a data set, or a part of them.
 
     `images` takes this many, drawn at random from `seed`; `limit` then takes this many, evenly spaced. If a data set
-    has no splits, every split is the whole data set.
+    has no splits, every split is the whole data set. How its files are read, if their names do not show it, is logged
+    at the level INFO.
 
     Raises:
         UserError: the specification, split, number or folder is wrong; see `parse_spec` and `find_pairs`.
@@ -102,20 +106,33 @@ def open_domain(
     row = BENCHMARKS[spec.name]
     if split not in SPLITS:
         raise UserError(f"{spec.label}: unknown split {split!r}; {did_you_mean(split, SPLITS)}")
+    root = _existing_root(spec) if row.layouts else None
+    if root is not None:
+        row = row.at(root)
     if row.splits and split not in row.splits:
-        known = " and ".join(f"{name} ({count:,} images)" for name, count in row.splits.items())
+        known = " and ".join(f"{name} ({count:,} images)" if count else name for name, count in row.splits.items())
         raise UserError(
             f"{spec.label}: {spec.name} has no labelled split {split!r}, only {known}; choose another split"
         )
-    if not row.layouts:
+    if root is None:
         seeds = _evenly_spaced(_drawn(STREET_SEEDS[split], images, seed, spec.label), limit)
         scenes = StreetScenes(spec.domain or row.domains[0], seeds, spec.root)
         return Domain(spec.label, scenes, row.labelling, spec.name)
-    root = _existing_root(spec)
     pairs = _evenly_spaced(_drawn(_pairs(row, spec, root, split), images, seed, spec.label), limit)
-    labelling = row.labelling_of(root) if row.labelling_of else row.labelling
-    source: Source = LabelledFiles(root, pairs, labelling.ids, row.read_ids, row.stretch, row.halved)
-    return Domain(spec.label, source, labelling, spec.name)
+    for note in row.notes:
+        _log.info("%s: %s", spec.label, note)
+    source: Source = LabelledFiles(root, pairs, row.labelling.ids, row.reader, row.stretch, row.halved, row.reading)
+    return Domain(spec.label, source, row.labelling, spec.name, row.notes)
+
+
+def evaluated_split(spec: Spec) -> str:
+    """The split that a data set is usually scored on.
+
+    Raises:
+        UserError: its root does not exist, or cannot be read.
+    """
+    row = BENCHMARKS[spec.name]
+    return row.at(_existing_root(spec)).evaluated if row.of_root else row.evaluated
 
 
 def manifest(domain: Domain) -> list[str]:
@@ -134,6 +151,8 @@ def _existing_root(spec: Spec) -> Path:
 
 
 def _pairs(row: Benchmark, spec: Spec, root: Path, split: str) -> list[Pair]:
+    if row.pairs:
+        return row.pairs(split)
     if row.sequences:
         found = find_pairs(root, row.layouts, split, "", row.mistakes)
         beginnings = row.sequences.get(spec.domain or "", ("",))

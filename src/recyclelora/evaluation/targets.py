@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recyclelora.data.domain import Domain
-from recyclelora.data.opening import BENCHMARKS, Spec, open_domain, parse_spec
+from recyclelora.data.opening import BENCHMARKS, Spec, evaluated_split, open_domain, parse_spec
 from recyclelora.errors import UserError
 from recyclelora.recipe import Recipe
 
@@ -38,7 +38,7 @@ def open_targets(texts: Sequence[str], split: str | None = None, limit: Limit = 
     if doubled:
         raise UserError(f"two targets are called {doubled.pop()!r}; give one a label, as in --target LABEL:NAME=ROOT")
     limits = limit if isinstance(limit, Mapping) else dict.fromkeys(labels, limit)
-    splits = [split or BENCHMARKS[spec.name].evaluated for spec in specs]
+    splits = [split or evaluated_split(spec) for spec in specs]
     return [
         Target(spec, s, open_domain(spec, s, limits.get(spec.label))) for spec, s in zip(specs, splits, strict=True)
     ]

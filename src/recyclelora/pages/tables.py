@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from recyclelora.errors import printable
 
 
 def say(text: str) -> None:
     """Print a line for the user; if several processes train together, only the first prints."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Once(logging.Handler):
+    """Prints each line once, however often it is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(record.getMessage())
+        if text not in self.said:
+            self.said.add(text)
+            say(text)
+
+
+@contextmanager
+def said(name: str) -> Iterator[None]:
+    """Print what a logger of this name reports."""
+    logger, handler = logging.getLogger(name), _Once()
+    before, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagate
 
 
 def print_table(

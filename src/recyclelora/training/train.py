@@ -151,6 +151,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
 
 def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
     space = dataset.domains[0].train_space
+    notes = {domain.label: domain.notes for domain in dataset.domains if domain.notes}
     return {
         "classes": {"names": space.names, "colours": space.colours},
         "weights_sha256": segmenter.backbone.weights_sha256,
@@ -164,6 +165,7 @@ def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
             "head": _count(segmenter.head, trained=True),
         },
         "versions": versions(),
+        **({"reading": notes} if notes else {}),
     }
 
 

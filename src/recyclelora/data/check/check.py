@@ -103,12 +103,13 @@ class Part:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What the check found in a data set, part by part."""
+    """What the check found in a data set, part by part; `notes` are lines that say how its files are read."""
 
     name: str
     root: Path
     labelling: Labelling
     parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -149,11 +150,12 @@ def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: i
         raise UserError(f"{spec.name} is rendered; there are no files to check")
     if not spec.root.is_dir():
         raise UserError(f"{spec.root}: no such folder, expected the data of {spec.name}; write {spec.name}=FOLDER")
+    row = row.at(spec.root)
     for split in splits or ():
         if split not in row.splits:
             known = did_you_mean(split, row.splits) if row.splits else "leave --split out, as it has none"
             raise UserError(f"{spec.name} has no split {split!r}; {known}")
-    labelling = row.labelling_of(spec.root) if row.labelling_of else row.labelling
+    labelling = row.labelling
     domains = (spec.domain,) if spec.domain and row.domains else row.domains or ("",)
     parts = [
         Part(split, domain, row.count(split, domain or None), no_pixels(len(labelling.train_space)))
@@ -162,13 +164,20 @@ def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: i
     ]
     for part in parts:
         _find(part, row, spec.root)
-    rules = Rules(spec.root, row.read_ids, labelling.ids | {IGNORE}, row.size, row.stretch)
+    rules = Rules(spec.root, row.reader, labelling.ids | {IGNORE}, row.size, row.stretch)
     _read(parts, rules, labelling, workers)
-    return DataCheck(spec.name, spec.root, labelling, tuple(parts))
+    return DataCheck(spec.name, spec.root, labelling, tuple(parts), row.notes)
 
 
 def _find(part: Part, row: Benchmark, root: Path) -> None:
     """Find the pairs of a part, and the files without a counterpart."""
+    if row.pairs:
+        try:
+            part.pairs = row.pairs(part.split)
+        except UserError as error:
+            part.add(Fault("images not found", str(error)))
+        part.images = len(part.pairs)
+        return
     layout = next((layout for layout in row.layouts if layout.is_at(root, part.split, part.domain)), None)
     if layout is None:
         part.add(Fault("folders not found", explain(root, row.layouts, part.split, part.domain, row.mistakes)))

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from recyclelora.data.decoding import read_turned
-from recyclelora.data.files import fits, turned_alone
+from recyclelora.data.files import Reader, fits, turned_alone
 from recyclelora.data.finding import Pair
 from recyclelora.errors import UserError
 
 Result = TypeVar("Result")
+Place = TypeVar("Place", Path, Pair)
 
 
 class Fault(NamedTuple):
@@ -28,13 +29,13 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What the files below a root should hold: `known` ids, read with `read_ids`, and images of `size` (w, h) if given.
+    """What the files below a root should hold: `known` ids, read with `reader`, and images of `size` (w, h) if given.
 
     The sides of a label may differ from those of its image by a share of `stretch`.
     """
 
     root: Path
-    read_ids: Callable[[Path], UInt8[np.ndarray, "h w"]]
+    reader: Reader
     known: frozenset[int]
     size: tuple[int, int] | None
     stretch: float
@@ -43,7 +44,7 @@ class Rules:
 def inspect(pair: Pair, rules: Rules) -> tuple[list[Fault], Int64[np.ndarray, "ids=256"]]:
     """The faults of one image and its label, and the number of pixels of each id in the label."""
     read, faults = _attempt(read_turned, pair.image)
-    labels, more = _attempt(rules.read_ids, pair.label)
+    labels, more = _attempt(rules.reader, pair)
     faults += more
     if read is not None:
         image, orientation = read
@@ -56,7 +57,8 @@ def inspect(pair: Pair, rules: Rules) -> tuple[list[Fault], Int64[np.ndarray, "i
             faults.append(Fault("image turned without its label", f"{below(rules.root, pair.image)}: {reason}"))
         if labels is not None and not fits(labels, image, rules.stretch):
             found = f"{below(rules.root, pair.label)} has {labels.shape[1]} x {labels.shape[0]}"
-            faults.append(Fault("label of another size than its image", f"{found}, the image {width} x {height}"))
+            shown = f"the image {width} x {height}" + f" ({pair.image.name})" * (pair.name != pair.label.stem)
+            faults.append(Fault("label of another size than its image", f"{found}, {shown}"))
     if labels is None:
         return faults, np.zeros(256, np.int64)
     pixels = np.bincount(labels.ravel(), minlength=256)
@@ -66,12 +68,13 @@ def inspect(pair: Pair, rules: Rules) -> tuple[list[Fault], Int64[np.ndarray, "i
     return faults, pixels
 
 
-def _attempt(read: Callable[[Path], Result], path: Path) -> tuple[Result | None, list[Fault]]:
+def _attempt(read: Callable[[Place], Result], place: Place) -> tuple[Result | None, list[Fault]]:
     try:
-        return read(path), []
+        return read(place), []
     except UserError as error:
         return None, [Fault("unreadable file", str(error))]
     except Exception as error:  # the check continues, whatever is wrong with a file
+        path = place.label if isinstance(place, Pair) else place
         return None, [Fault("unreadable file", f"{path}: {error!r}")]
 
 

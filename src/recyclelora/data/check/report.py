@@ -22,6 +22,8 @@ def print_check(check: DataCheck) -> None:
     ]
     title = escape(printable(f"{check.name} in {check.root}"))  # a table reads [...] in its title as markup
     print_table(["part", "images", "official", "problems"], rows, title=title)
+    for note in check.notes:
+        say(printable(note))
     for part in check.parts:
         for kind, problem in part.problems.items():
             say("\n  ".join(map(printable, [f"{part.name}: {kind}{times(problem)}", *cases(problem)])))
