@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
@@ -90,7 +91,8 @@ class ColourLabels:
                 f"{path}: label that is transparent at row {row}, column {column}, expected opaque colours of classes; "
                 "fill it with a colour of ignored pixels"
             )
-        codes = pixels[..., 0].astype(np.uint32) << 16 | pixels[..., 1].astype(np.uint32) << 8 | pixels[..., 2]
+        red, green, blue = np.moveaxis(pixels[..., :3].astype(np.uint32), -1, 0)
+        codes = red << 16 | green << 8 | blue
         ids = np.asarray(np.take(_table(self.colours), codes), np.uint8)
         if (ids == IGNORE).any():
             ignored = [_code(colour) for colour, identity in self.colours if identity == IGNORE]
@@ -106,7 +108,7 @@ class ColourLabels:
         values, table = image.getpalette("RGB") or [], dict(self.colours)
         entries: list[Colour] = [(red, green, blue) for red, green, blue in zip(*[iter(values)] * 3, strict=True)]
         entries += [BLACK] * (256 - len(entries))  # as decoders show indices that a palette does not have
-        used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
+        used = np.flatnonzero(cv2.calcHist([indices], [0], None, [256], [0, 256])).tolist()
         shown = {index: table[entries[index]] for index in used if entries[index] in table}
         other = next((index for index, identity in shown.items() if identity != index), None)
         if not self.expected and all(index < len(self.names) or index == IGNORE for index in used):

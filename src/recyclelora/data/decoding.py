@@ -130,7 +130,7 @@ def decoded_label(path: Path, content: bytes, image: Image.Image) -> Shaped[np.n
     Raises:
         UserError: the pixels cannot be decoded.
     """
-    return np.asarray(_load(path, content, image)[0])
+    return np.asarray(_load(path, content, image, whole=True)[0])
 
 
 def checked_label(path: Path) -> tuple[bytes, Image.Image]:
@@ -182,10 +182,13 @@ def _bits(image: Image.Image, content: bytes) -> int:
     return 32 if image.mode.startswith(("I", "F")) else 8
 
 
-def _load(path: Path, content: bytes, image: Image.Image) -> tuple[Image.Image, int]:
-    """The decoded image, upright, and the EXIF orientation from which it was turned."""
+def _load(path: Path, content: bytes, image: Image.Image, whole: bool = False) -> tuple[Image.Image, int]:
+    """The decoded image, upright, and the EXIF orientation from which it was turned.
+
+    `whole` says that a PNG is known to be whole.
+    """
     try:
-        if image.format == "PNG":
+        if image.format == "PNG" and not whole:
             png.check_whole(content)
         # The orientation of a PNG may come after its pixels, while that of a TIFF is dropped with them.
         before = None if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation)
