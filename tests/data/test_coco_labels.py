@@ -203,6 +203,9 @@ def test_image_of_another_size_than_listed_is_named(tmp_path):
 
 def test_labels_that_are_pictures_are_read_before_annotations(tmp_path):
     root = make(tmp_path, "annotations.json", "images")
+    (root / "labels").mkdir()
+    (root / "labels/a.txt").write_text("0 0.5 0.5 0.1 0.1")  # boxes of another tool
+    assert (open_domain(f"folder={root}", "val").read(0)[1] == expected()).all()
     for name in "abc":
         write(root / f"labels/{name}.png", ids(classes=19))
     domain = open_domain(f"folder={root}", "val")

@@ -67,6 +67,12 @@ def test_mixed_arrangements_are_refused(tmp_path):
     refused(lambda: open_domain(f"folder={root}", "val"), "val/ and valid/ are both the split val; merge them")
 
 
+def test_empty_folder_of_images_beside_splits_does_not_matter(tmp_path):
+    root = make_splits(tmp_path)
+    (root / "images").mkdir()
+    assert manifest(open_domain(f"folder={root}", "val")) == ["shared", "val0"]
+
+
 def test_a_single_folder_called_train_among_others_is_no_split(tmp_path):
     root = tmp_path / "stations"
     for name in ("bus/a", "train/b"):

@@ -66,8 +66,10 @@ def open_folder(root: Path) -> OwnFolder:
     words = _split_folders(root)
     layout, notes = _layout(root, words)
     annotations = annotation_files(root, _named_as_splits(root))
+    if annotations and not (layout and _has_labels(layout.folders(root, next(iter(words), ""))[1])):
+        return _annotated(root, annotations)
     if layout is None:
-        return _annotated(root, annotations) if annotations else _unknown(root, words)
+        return _unknown(root, words)
     if annotations:
         notes.append(f"{next(iter(annotations.values())).relative_to(root)} is not read, as there are labels")
     if words:
@@ -136,18 +138,22 @@ def _named_as_splits(folder: Path, below: str = "") -> dict[str, str]:
 def _layout(root: Path, words: dict[str, str]) -> tuple[Layout | None, list[str]]:
     """The layout of a folder with pictures as labels, and lines on the folders of labels."""
     images, labels = IMAGES, "{labels}"
-    if words:
-        inside = (root / IMAGES).is_dir()
-        images, labels = (f"{name}/{{split}}" if inside else f"{{split}}/{name}" for name in (images, labels))
     word = next(iter(words.values()), "")
+    if words:
+        inside = (root / IMAGES / word).is_dir()
+        images, labels = (f"{name}/{{split}}" if inside else f"{{split}}/{name}" for name in (images, labels))
     places = {name: root / labels.format(labels=name, split=word) for name in LABELS}
     there = [name for name, place in places.items() if place.is_dir()]
     if not there or not (root / images.format(split=word)).is_dir():
         return None, []
-    name = next((name for name in there if any(places[name].rglob("*.[pP][nN][gG]"))), there[0])
+    name = next((name for name in there if _has_labels(places[name])), there[0])
     left = [f"{other}/ is not read" for other in there if other != name]
     notes = [f"labels are in {name}/{'; '.join(['', *left])}"] if left or name != LABELS[0] else []
     return Layout(images, labels.replace("{labels}", name), splits=words), notes
+
+
+def _has_labels(folder: Path) -> bool:
+    return any(folder.rglob("*.[pP][nN][gG]"))
 
 
 def _suffix(images: dict[str, Path], labels: dict[str, Path]) -> str:
