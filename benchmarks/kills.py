@@ -205,7 +205,7 @@ def found_in(out: Path) -> dict[str, Any]:
         if name == "metrics.jsonl":
             content = [{key: line[key] for key in line if key != "seconds"} for line in files.read_lines(file)]
         elif name == "predictions.jsonl":
-            first, *lines = files.read_lines(file)
+            first, *lines = files.read_lines(file) or [None]
             content = first, {line["image"]: line["sha256"] for line in lines}
         elif file.parent.name == "checkpoints" and file.suffix == ".safetensors":
             content = _plain(read_state(file))
