@@ -66,14 +66,15 @@ def stopping_at_once() -> Iterator[None]:
 def stopping_later() -> Iterator[Request]:
     """While it lasts, the first of these signals is noted, for a place where a stop loses nothing.
 
-    The second one raises `Stopped`.
+    The second one raises `Stopped`, unless it is a parent's, which follows one that a terminal sent to both.
     """
     request = Request()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.number is not None:
+        if request.number is None:
+            request.number = number
+        elif number != FROM_PARENT:
             raise Stopped(number)
-        request.number = number
 
     with _handled(note):
         yield request
@@ -87,15 +88,20 @@ def stop_helpers() -> None:
                 os.kill(helper.pid, FROM_PARENT)
 
 
-def live_with_parent() -> None:
-    """Ignore these signals in a helping process, to which a terminal sends them too, and end it with its parent.
-
-    Otherwise a helper would stop before its parent, or go on for a while, with the parent's locks, after it was killed.
-    """
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+def end_with_parent() -> None:
+    """End this helping process when its parent is killed; otherwise it would go on, and keep the parent's locks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore these signals in a helping process, to which a terminal sends them too; its parent has to end it.
+
+    Otherwise the helper would be gone while its parent finishes a step.
+    """
+    end_with_parent()
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

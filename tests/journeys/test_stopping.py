@@ -176,3 +176,29 @@ def test_an_evaluation_that_is_stopped_says_how_to_go_on(recipe, town, tmp_path,
     assert command(*arguments)[0] == 0
     assert json.loads(file.read_text())["complete"] is True
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_training_that_fails_ends_with_its_helping_processes(recipe, town, tmp_path):
+    """They ignore the signals that Python would end them with."""
+    label = town / "labels" / "03.png"
+    label.write_bytes(label.read_bytes()[:-20])
+    process = started("train", "--recipe", recipe, "--out", tmp_path / "run", "--set", "workers=2", group=True)
+    with process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = said(err)
+    assert line.startswith(f"error: {label}: ")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_helping_processes_end_with_a_killed_training(recipe, tmp_path, command):
+    run = tmp_path / "run"
+    arguments = ["train", "--recipe", recipe, "--out", run, *SETTINGS, "--set", "workers=2"]
+    process = started(*arguments, group=True)
+    with process:
+        wait_for(lambda: steps_of(run) >= 1, process)
+        process.kill()
+        process.wait()
+        code, _, err = command(*arguments, "--resume", "--set", "steps=3", "--set", "workers=0")
+    assert (code, "differs" in err) == (1, True)  # no other process is at work there: the folder could be locked

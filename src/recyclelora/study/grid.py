@@ -35,7 +35,7 @@ from recyclelora.methods import get_method
 from recyclelora.recipe import Recipe
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.run import Run, open_run, remove_run, versions
-from recyclelora.stopping import live_with_parent, stop_helpers
+from recyclelora.stopping import end_with_parent, stop_helpers
 from recyclelora.study.cell import Cell, CellResult, read_cell
 from recyclelora.training.train import decisive, train
 
@@ -175,8 +175,8 @@ def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_helper() -> None:
-    """Leave signals to the parent, and hide the terminal, so that bars of this process do not overwrite the grid's."""
-    live_with_parent()
+    """Hide the terminal, so that progress bars of this process do not overwrite the bar of the grid."""
+    end_with_parent()
     sys.stderr = _Plain(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
 
 

@@ -24,7 +24,7 @@ from recyclelora.data.dataset import TrainingDataset, TrainingSample
 from recyclelora.errors import UserError
 from recyclelora.recipe import Recipe
 from recyclelora.runs.run import Run
-from recyclelora.stopping import Request, Stopped, live_with_parent, stopping_later
+from recyclelora.stopping import Request, Stopped, leave_signals_to_parent, stopping_later
 from recyclelora.training.checkpoint import Checkpoint, put_back, save_checkpoint
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.rare_classes import RareClasses
@@ -55,8 +55,8 @@ def fit(
     done, stop = 0 if checkpoint is None else put_back(checkpoint, module, plain), 0
     optimizer: Any = fabric.setup_optimizers(plain)
     recorder = Recorder(run, done, leads=fabric.is_global_zero)
-    batches = _batches(recipe, dataset, rare, done, fabric)
-    with _together(fabric), recorder, warnings.catch_warnings(), stopping_later() as request:
+    loading = _loading(recipe, dataset, rare, done, fabric)
+    with _together(fabric), recorder, warnings.catch_warnings(), stopping_later() as request, loading as batches:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # torch's compiler reads it everywhere
         while done < recipe.steps and not stop:
             batch = fabric.to_device(_next(batches))
@@ -105,9 +105,11 @@ def _together(fabric: Fabric) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _batches(
+@contextmanager
+def _loading(
     recipe: Recipe, dataset: TrainingDataset, rare: list[RareClasses | None], start: int, fabric: Fabric
-) -> Iterator[TrainingSample]:
+) -> Iterator[Iterator[TrainingSample]]:
+    """The batches of this process from a step on."""
     sampler = StepBatchSampler(
         [len(domain) for domain in dataset.domains],
         recipe.batch_size // recipe.devices,
@@ -120,11 +122,17 @@ def _batches(
         rare=rare,
     )
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's processes
-    return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers, worker_init_fn=_start_worker))
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=recipe.workers, worker_init_fn=_start_worker)
+    batches: Any = iter(loader)
+    try:
+        yield batches
+    finally:
+        if recipe.workers:  # they ignore the signal by which Python ends the processes of an iterator that is left over
+            batches._shutdown_workers()
 
 
 def _start_worker(number: int) -> None:
-    live_with_parent()
+    leave_signals_to_parent()
 
 
 def _next(batches: Iterator[TrainingSample]) -> TrainingSample:

@@ -24,7 +24,7 @@ from recyclelora.data.layouts import explain
 from recyclelora.data.opening import BENCHMARKS, Spec, parse_spec
 from recyclelora.data.table import Benchmark
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.stopping import live_with_parent
+from recyclelora.stopping import leave_signals_to_parent
 
 EXAMPLES = 3
 """How many examples are kept of each problem."""
@@ -236,4 +236,4 @@ def _findings(
 
 def _start_reader() -> None:
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
-    live_with_parent()
+    leave_signals_to_parent()
