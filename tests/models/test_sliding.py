@@ -1,4 +1,4 @@
-"""The sliding window against loops over single pixels, and what it holds in memory."""
+"""The sliding window against loops over single pixels and against one that holds all logits, and what it holds."""
 
 import itertools
 
@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from labelled_files import picture, refused
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import classify, summed_scores, window_starts
+from recyclelora.models.sliding import _bands, classify, summed_scores, window_starts
 from references import bilinear
 
 CLASSES = 5
@@ -24,10 +25,11 @@ class ByPlace:
     """Logits that depend on the colour of a pixel and on its place in the window."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.batches = [], set()
 
     def __call__(self, images):
         self.seen.append(tuple(images.shape))
+        self.batches.add(images.numpy().tobytes())
         return torch.from_numpy(np.stack([self.of(image) for image in images.permute(0, 2, 3, 1).numpy()])).float()
 
     @staticmethod
@@ -83,6 +85,45 @@ def expected_scores(image, plan, patch):
         if plan.flip:
             total = total + bilinear(by_loops(view[:, ::-1], plan, patch)[:, :, ::-1], size)
     return total
+
+
+def all_held(forward, image, plan, patch):
+    """The logits at the plan's size, one operation after another on all of them; mirrored views in a mirrored sum."""
+    size, total = plan.size(image.shape[:2]), 0
+    for scale in plan.scales:
+        sides = tuple(max(1, int(side * scale + 0.5)) for side in size)
+        scores = total if sides == size else 0
+        resized = image if sides == image.shape[:2] else cv2.resize(image, sides[::-1])
+        for mirrored in (False, True)[: 1 + plan.flip]:
+            view = resized[:, ::-1] if mirrored else resized
+            before = scores.flip(2) if mirrored else scores
+            scores = one_view_held(forward, view, plan, patch, before)
+            scores = scores.flip(2) if mirrored else scores
+        total = scores if sides == size else total + rescaled(scores, size)
+    return total
+
+
+def one_view_held(forward, image, plan, patch, before):
+    (h, w), (height, width) = image.shape[:2], (fitting(side, plan.window, patch) for side in image.shape[:2])
+    padded = np.pad(image, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="edge")
+    pixels = torch.from_numpy(padded).permute(2, 0, 1)
+    tops, lefts = (window_starts(side, n, plan.stride) for side, n in zip(padded.shape, (height, width), strict=False))
+    places = [np.s_[:, top : top + height, left : left + width] for top, left in itertools.product(tops, lefts)]
+    counts = torch.zeros(1, *padded.shape[:2])
+    for place in places:
+        counts[place] += 1
+    total = torch.zeros(CLASSES, *padded.shape[:2])
+    total[:, :h, :w] = before * counts[:, :h, :w]
+    for first in range(0, len(places), plan.batch_size):
+        batch = places[first : first + plan.batch_size]
+        for place, part in zip(batch, forward(torch.stack([pixels[place] for place in batch])), strict=True):
+            total[place] += part
+    return (total / counts)[:, :h, :w]
+
+
+def rescaled(scores, size):
+    """Each class at another size, as torch interpolates whole images."""
+    return torch.stack([F.interpolate(one[None, None], size, mode="bilinear")[0, 0] for one in scores])
 
 
 @st.composite
@@ -172,6 +213,47 @@ def test_the_class_has_the_highest_logit_at_the_size_of_the_image(case, more):
     np.testing.assert_allclose(chosen, at_own_size.max(0), atol=1e-4)  # a tie may go either way
 
 
+@given(cases(largest=40), views())
+@settings(max_examples=80, deadline=None)
+def test_logits_and_classes_are_those_of_a_window_that_holds_all_logits(case, more):
+    patch, plan, image = made(case, **more)
+    expected = all_held(ByPlace(), image, plan, patch)
+    assert torch.equal(summed_scores(ByPlace(), image, plan, patch, "cpu"), expected)
+    highest = rescaled(expected, image.shape[:2]).argmax(0)
+    np.testing.assert_array_equal(classify(ByPlace(), image, plan, patch, "cpu"), highest)
+
+
+@given(cases(largest=40), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_bands_hold_the_logits_of_the_whole_to_the_bit(case, flip):
+    patch, plan, image = made(case, flip=flip)
+    model, whole = ByPlace(), ByPlace()
+    with torch.inference_mode():
+        bands = [band.clone() for band in _bands(model, image, plan, patch, "cpu")]
+    assert torch.equal(torch.cat(bands, 1), all_held(whole, image, plan, patch))
+    assert sorted(model.seen) == sorted(whole.seen)
+    assert model.batches == whole.batches
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_row_goes_on_as_soon_as_no_window_reaches_it(flip):
+    image, plan = picture(37, 20), Plan("test", 16, 5, flip=flip)
+    with torch.inference_mode():
+        bands = [band.shape[1] for band in _bands(ByPlace(), image, plan, 1, "cpu")]
+    assert bands == [5, 5, 5, 5, 1, 16]  # windows start at rows 0, 5, 10, 15, 20 and 21
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_may_be_read_only_or_views(flip):
+    image, plan = picture(20, 30), Plan("test", 16, 11, flip=flip)
+    expected = by_colour(image)
+    fixed = image.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(classify(of_single_pixels, fixed, plan, 1, "cpu"), expected)
+    turned = np.ascontiguousarray(image[::-1, :, ::-1])[::-1, :, ::-1]
+    np.testing.assert_array_equal(classify(of_single_pixels, turned, plan, 1, "cpu"), expected)
+
+
 def test_with_equal_logits_the_first_class_is_taken():
     def equal(images):
         return torch.zeros(len(images), CLASSES, *images.shape[-2:])
@@ -181,14 +263,15 @@ def test_with_equal_logits_the_first_class_is_taken():
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_pixel_without_a_finite_score_has_no_class(wrong, number):
+@pytest.mark.parametrize(("height", "count"), [(16, "1 of 256"), (27, "2 of 432"), (43, "3 of 688")])
+def test_a_pixel_without_a_finite_score_has_no_class(wrong, number, height, count):
     def forward(images):
         scores = torch.zeros(len(images), 3, 16, 16)
         scores[:, number, 2, 3] = wrong
         return scores
 
-    image, plan = np.zeros((16, 16, 3), np.uint8), Plan("one", window=16, stride=16)
-    refused(lambda: classify(forward, image, plan, 16, "cpu"), "the scores of 1 of 256 pixels are NaN or infinite")
+    image, plan = np.zeros((height, 16, 3), np.uint8), Plan("one", window=16, stride=15)
+    refused(lambda: classify(forward, image, plan, 16, "cpu"), f"the scores of {count} pixels are NaN or infinite")
 
 
 def test_a_scaled_image_is_interpolated_between_the_centres_of_pixels():
@@ -238,13 +321,11 @@ def test_the_peak_of_memory_is_seen():
 @pytest.mark.parametrize(
     ("image", "box", "flip"),
     [
-        ((160, 224), None, False),
-        ((160, 224), None, True),
         ((320, 448), (224, 160), True),
         ((80, 112), (224, 160), False),
     ],
 )
-def test_memory_holds_the_logits_of_one_image_and_one_batch(image, box, flip):
+def test_of_a_rescaled_image_memory_holds_the_logits_and_one_batch(image, box, flip):
     classes, window, batch_size = 150, 32, 2
 
     def model(images):
@@ -255,3 +336,22 @@ def test_memory_holds_the_logits_of_one_image_and_one_batch(image, box, flip):
     # In addition to logits and batch: some single classes at the image's size, and a mirrored window.
     bound = scores + 2 * batch + 6 * 4 * image[0] * image[1]
     assert scores < peak(lambda: classify(model, picture(*image), plan, 16, "cpu")) < bound < 1.4 * scores
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_memory_holds_the_logits_of_one_row_of_windows_of_each_view(flip, batch_size):
+    classes, window, width = 150, 32, 96
+
+    def model(images):
+        return torch.ones(len(images), classes, *images.shape[-2:])
+
+    def of(height):
+        return peak(lambda: classify(model, picture(height, width), plan, 16, "cpu"))
+
+    plan = Plan("test", window, 21, None, batch_size, flip)
+    row, batch = 4 * classes * window * width, 4 * classes * window**2 * batch_size
+    # In addition: a mirrored window, and counts and single classes of one row of windows.
+    bound = (1 + flip) * (row + batch) + 4 * classes * window**2 * flip + 8 * 4 * window * width
+    assert row < of(320) < bound < 4 * classes * 320 * width * 0.5
+    assert of(320) - of(160) < 4 * 160 * width  # the classes of 160 rows more, not their logits
