@@ -12,6 +12,7 @@ from recyclelora.data.labels import (
     lookup,
     unchanged,
 )
+from traced import traced_peak
 
 
 def test_spaces_have_the_published_sizes_and_orders():
@@ -28,6 +29,19 @@ def test_colours_differ_so_that_a_picture_can_be_read_back(space):
     picture = space.colourise(labels)
     assert [tuple(colour) for colour in picture[0, :-1]] == list(space.colours)
     assert not picture[0, -1].any()
+
+
+def test_colours_are_those_of_the_classes_and_others_are_black():
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16).T
+    picture = CITYSCAPES.colourise(ids)
+    assert picture.shape == (16, 16, 3)
+    assert picture.dtype == np.uint8
+    assert picture.transpose(1, 0, 2).reshape(256, 3).tolist() == [*map(list, CITYSCAPES.colours), *[[0, 0, 0]] * 237]
+
+
+def test_colouring_takes_little_more_memory_than_the_picture():
+    ids = np.zeros((1000, 1500), np.uint8)
+    assert 3 * ids.size <= traced_peak(lambda: CITYSCAPES.colourise(ids)) < 3.1 * ids.size
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from recyclelora.data.labels import IGNORE
-from recyclelora.evaluation.metrics import ConfusionMatrix
+from recyclelora.evaluation.metrics import PIXELS_AT_ONCE, ConfusionMatrix
+from traced import traced_peak
 
 
 @st.composite
@@ -131,6 +132,21 @@ def test_as_many_classes_as_ids_are_kept_apart_from_no_class():
     matrix = counted(IGNORE, [(ids, ids)])
     assert (matrix.iou() == 1).all()
     assert not matrix.counts[:, -1].any()
+
+
+@pytest.mark.parametrize("shape", [(1100, 1000), (1, PIXELS_AT_ONCE + 3), (2, PIXELS_AT_ONCE + 3)])
+def test_images_of_more_pixels_than_are_counted_at_once_are_counted_whole(shape):
+    rng = np.random.default_rng(0)
+    truth, prediction = (rng.choice(np.array([0, 1, IGNORE], np.uint8), shape) for _ in range(2))
+    expected = [[np.sum((truth == i) & (prediction == j)) for j in (0, 1, IGNORE)] for i in (0, 1)]
+    assert counted(2, [(truth, prediction)]).counts.tolist() == expected
+
+
+def test_counting_takes_less_memory_than_three_images_of_ids():
+    ids = np.random.default_rng(0).integers(0, 19, (6000, 4000), np.uint8)
+    matrix = ConfusionMatrix(19)
+    assert traced_peak(lambda: matrix.update(ids, ids)) < 3 * ids.size
+    assert matrix.counts.sum() == ids.size
 
 
 @pytest.mark.parametrize(

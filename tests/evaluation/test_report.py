@@ -246,6 +246,15 @@ def test_examples_are_in_the_scored_classes():
     assert taken.image[0, 0, 0] == bus
 
 
+def test_large_examples_are_kept_at_the_width_of_the_page():
+    labels = np.random.default_rng(0).integers(0, 19, (600, 960), np.uint8)
+    domain = in_memory("town", unchanged(CITYSCAPES), [labels])
+    (taken,) = take_examples({"same": lambda image: labels}, domain, 1)
+    assert taken.image.shape == (300, 480, 3)
+    np.testing.assert_array_equal(taken.truth, labels[::2, ::2])
+    np.testing.assert_array_equal(taken.predictions["same"], labels[::2, ::2])
+
+
 def test_facts_say_how_a_run_was_trained(tmp_path, metrics):
     info = {
         "weights_sha256": "0123456789abcdef",

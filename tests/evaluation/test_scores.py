@@ -9,6 +9,7 @@ from in_memory import in_memory, read_red
 from labelled_files import refused
 from recyclelora.data.labels import CAMVID, CAMVID_LABELLING, CITYSCAPES, IGNORE, LabelSpace, unchanged
 from recyclelora.evaluation.scores import Scores, mean_miou, score_domain, scored_prediction
+from traced import traced_peak
 
 ABC = LabelSpace(("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
@@ -71,6 +72,12 @@ def test_the_mean_of_camvid_is_over_the_classes_that_are_scored():
 def test_a_prediction_of_no_class_stays_one_in_the_scored_classes():
     domain = in_memory("camvid", CAMVID_LABELLING, [np.zeros((1, 2))], [[[IGNORE, CITYSCAPES.id("bus")]]])
     assert scored_prediction(read_red, domain, domain.image(0)).tolist() == [[IGNORE, CAMVID.id("car")]]
+
+
+def test_scored_classes_are_looked_up_in_little_more_memory_than_the_prediction():
+    image, ids = np.zeros((1000, 1500, 3), np.uint8), np.zeros((1000, 1500), np.uint8)
+    domain = in_memory("camvid", CAMVID_LABELLING, [ids])
+    assert ids.size <= traced_peak(lambda: scored_prediction(lambda image: ids, domain, image)) < 1.1 * ids.size
 
 
 def test_without_labelled_pixels_a_domain_has_no_score():

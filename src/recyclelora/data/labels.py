@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -41,9 +42,9 @@ class LabelSpace:
 
     def colourise(self, labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
         """RGB picture of a map of ids; ids that are not in the space are black."""
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(self)] = self.colours
-        return np.take(table, labels, axis=0)
+        table = np.zeros((256, 1, 3), np.uint8)
+        table[: len(self), 0] = self.colours
+        return np.asarray(cv2.applyColorMap(labels, table), np.uint8)
 
 
 CITYSCAPES = LabelSpace(

@@ -7,6 +7,9 @@ from jaxtyping import Float64, Int64, UInt8
 
 from recyclelora.data.labels import IGNORE
 
+PIXELS_AT_ONCE = 2**20
+"""How many pixels are counted at once: each takes some 40 bytes meanwhile."""
+
 
 class ConfusionMatrix:
     """Counts of pixels, row = ground truth, column = prediction, in 64-bit integers.
@@ -31,6 +34,11 @@ class ConfusionMatrix:
             strange = ids[(ids >= self.classes) & (ids != IGNORE)]
             if strange.size:
                 raise ValueError(f"{name} holds id {strange[0]}; expected 0..{self.classes - 1} or {IGNORE}")
+        rows = max(1, PIXELS_AT_ONCE // max(1, truth.shape[1]))
+        for top in range(0, len(truth), rows):
+            self._count(truth[top : top + rows], prediction[top : top + rows])
+
+    def _count(self, truth: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"]) -> None:
         kept = truth != IGNORE
         columns = np.minimum(prediction[kept].astype(np.int64), self.classes)
         flat = truth[kept].astype(np.int64) * (self.classes + 1) + columns

@@ -16,7 +16,7 @@ from recyclelora.evaluation.scores import Predict, Scores, mean_miou, scored_pre
 from recyclelora.files import read_lines
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
-from recyclelora.pages.pictures import PICTURE_FILTERS
+from recyclelora.pages.pictures import PICTURE_FILTERS, small_labels, small_photo
 from recyclelora.pages.tables import print_table, say
 from recyclelora.recipe import Recipe
 from recyclelora.runs.run import Run
@@ -49,13 +49,16 @@ class Example:
 
 
 def take_examples(models: Mapping[str, Predict], domain: Domain, count: int) -> list[Example]:
-    """`count` images of a domain, evenly spaced, with the predictions of each model."""
+    """`count` images of a domain, evenly spaced, with the predictions of each model, at the width of pages."""
     examples = []
     for i in range(min(count, len(domain))):
         index = (2 * i + 1) * len(domain) // (2 * min(count, len(domain)))
         image, truth = domain.read_scored(index)
-        predictions = {name: scored_prediction(predict, domain, image) for name, predict in models.items()}
-        examples.append(Example(domain.name(index), domain.score_space, image, truth, predictions))
+        predictions = {
+            name: small_labels(scored_prediction(predict, domain, image)) for name, predict in models.items()
+        }
+        small = small_photo(image), small_labels(truth)
+        examples.append(Example(domain.name(index), domain.score_space, *small, predictions))
     return examples
 
 

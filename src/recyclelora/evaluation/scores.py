@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -91,7 +92,7 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: i
 
 def scored_prediction(predict: Predict, domain: Domain, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
     """A prediction in the classes that the domain is scored in."""
-    return domain.to_score_predictions.astype(np.uint8)[predict(image)]
+    return np.asarray(cv2.LUT(predict(image), domain.to_score_predictions.astype(np.uint8)), np.uint8)
 
 
 def mean_miou(scores: Sequence[Scores]) -> float | None:

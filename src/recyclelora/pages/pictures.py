@@ -35,12 +35,22 @@ def _hex(colour: tuple[int, int, int]) -> str:
 
 def jpeg(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """A photograph as a data URI."""
-    return _uri(".jpg", _shrink(image, cv2.INTER_AREA), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return _uri(".jpg", small_photo(image), [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def png(labels: UInt8[np.ndarray, "h w"], space: Palette) -> str:
     """Labels in the colours of their classes as a data URI; void is black."""
-    return _uri(".png", space.colourise(_shrink(labels, cv2.INTER_NEAREST)), [])
+    return _uri(".png", space.colourise(small_labels(labels)), [])
+
+
+def small_photo(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A photograph at the width of pages; it stays as it is if it is not wider."""
+    return _shrink(image, cv2.INTER_AREA)
+
+
+def small_labels(labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w2"]:
+    """Labels at the width of pages, each the label of one pixel; they stay as they are if they are not wider."""
+    return _shrink(labels, cv2.INTER_NEAREST)
 
 
 def _shrink(array: UInt8[np.ndarray, "h w *c"], interpolation: int) -> UInt8[np.ndarray, "h2 w2 *c"]:
