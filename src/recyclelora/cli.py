@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,10 @@ import typer
 from typer.core import TyperGroup
 
 import recyclelora
-from recyclelora.errors import MissingExtraError, UserError, printable
+from recyclelora.errors import MissingExtraError, UserError, explained, printable
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
+from recyclelora.pages.terminal import prepare_terminal
 from recyclelora.published import KINDS
 from recyclelora.stopping import Stopped, stopping_at_once
 
@@ -357,7 +358,7 @@ def check(
 
 def run() -> None:
     """Run the command line: an error that a user can fix is one line, with a traceback only after `--debug`."""
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*is deprecated")
+    prepare_terminal()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -365,9 +366,16 @@ def run() -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
-            verb = next((word for word in arguments if not word.startswith("-")), "this")
-            error = MissingExtraError(f"recyclelora {verb}", error.name or str(error))
-        more = "" if isinstance(error, UserError) else f" ({type(error).__name__}; --debug shows where)"
-        print(f"error: {printable(' '.join(str(error).split()))}{more}", file=sys.stderr)
+        print(f"error: {_in_one_line(error, arguments)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _in_one_line(error: Exception, arguments: Sequence[str]) -> str:
+    """What the user is told about an error; where it may be a fault of the program, also how to see more."""
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
+        verb = next((word for word in arguments if not word.startswith("-")), "this")
+        error = MissingExtraError(f"recyclelora {verb}", error.name or str(error))
+    text = explained(error)
+    if text is None:
+        text = f"{' '.join(str(error).split())} ({type(error).__name__}; --debug shows where)"
+    return printable(text)

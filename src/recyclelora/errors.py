@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -21,6 +24,55 @@ class MissingExtraError(UserError, ImportError):
         super().__init__(
             f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[segment]"'
         )
+
+
+FIXES = {
+    errno.ENOSPC: "free disk space, or choose another place",
+    errno.EDQUOT: "free disk space, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "allow it, or choose another place",
+    errno.EPERM: "allow it, or choose another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "a folder is where a file should be: remove it, or choose another path",
+    errno.EEXIST: "something else is where a folder should be: remove it, or choose another path",
+    errno.ENOENT: "put it there, or correct the path",
+    errno.ELOOP: "its links lead to each other: replace them by files",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.ENOMEM: "take a smaller crop, batch or window, or close other programs",
+}
+"""What a user can do about an error of the operating system."""
+
+NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|[Ss]torage size calculation overflowed|[Ii]nsufficient memory"
+    "|[Ff]ailed to allocate"
+)
+"""What torch and OpenCV say if memory is lacking; they have no common kind of error for it."""
+
+
+def explained(error: Exception) -> str | None:
+    """One line for an error that is not a fault of the program; None if it may be one.
+
+    Errors of the operating system name the path, the reason and the fix. A lack of memory is one whichever library
+    reports it.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or os.strerror(error.errno)
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        fix = FIXES.get(error.errno, "check the disk and the path")
+        return f"{place}: {reason}; {fix}" if place else f"{reason}; {fix}"
+    if isinstance(error, MemoryError) or NO_MEMORY.search(text):
+        found = f" ({text[:200]})" if text else ""
+        return (
+            f"not enough memory{found}; take a smaller crop, batch_size or evaluation.window in the recipe, smaller "
+            "images or sizes of the model, or fewer --jobs"
+        )
+    if isinstance(error, RecursionError):
+        return "a file or a value is nested too deeply to be read; write it with fewer levels"
+    return None
 
 
 def printable(text: str) -> str:

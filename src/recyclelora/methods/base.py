@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import nn
 
@@ -28,6 +27,7 @@ from recyclelora.adapter.optim import role_of
 from recyclelora.errors import UserError
 from recyclelora.files import save_tensors
 from recyclelora.methods.reading import ADAPTER, CONFIG, TRAINED, load_adapter, load_trained
+from recyclelora.methods.settings import Settings
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
@@ -35,10 +35,8 @@ FILES = (CONFIG, ADAPTER, TRAINED)
 """The files in the folder of a method's trained weights; not every method writes all of them."""
 
 
-class MethodSettings(BaseModel):
-    """The settings of a method. Unknown keys are errors, and values cannot be changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class MethodSettings(Settings):
+    """The settings of a method."""
 
 
 S = TypeVar("S", bound=MethodSettings)

@@ -15,9 +15,13 @@ from recyclelora.errors import printable
 
 
 def say(text: str) -> None:
-    """Print a line for the user; if several processes train together, only the first prints."""
+    """Print lines for the user, without what would steer the terminal.
+
+    If several processes train together, only the first prints.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console().print(text, highlight=False, markup=False, soft_wrap=True)
+        shown = "\n".join(map(printable, text.split("\n")))
+        Console().print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Once(logging.Handler):
@@ -55,10 +59,14 @@ def print_table(
 ) -> None:
     """Print a table whose first column is text and whose other columns are numbers, wide enough for all of them.
 
+    What would steer the terminal is written out.
+
     Args:
         footer: a last row, separated by a line.
     """
-    table = Table(title=title, title_justify="left")
+    header, footer = [printable(cell) for cell in header], [printable(cell) for cell in footer]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    table = Table(title=Text(printable(title)) if title else None, title_justify="left")
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="right" if place else "left")
     for row in rows:

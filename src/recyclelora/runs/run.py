@@ -25,7 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -49,6 +48,7 @@ from recyclelora.methods.reading import ADAPTER, TRAINED
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import weights_hash
 from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.recipe.strict_yaml import read_text_file, read_yaml
 from recyclelora.runs.seal import check_file, check_files, open_sealed, sealed
 
 PACKAGES = (
@@ -206,7 +206,7 @@ def open_run(path: str | Path) -> Run:
         )
     recipe, facts = path / RECIPE, path / "run.json"
     try:
-        text, info = recipe.read_bytes(), read_json(facts)
+        text, info = read_text_file(recipe), read_json(facts)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: not a run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
@@ -216,9 +216,9 @@ def open_run(path: str | Path) -> Run:
     info, hashes = open_sealed(facts, info)
     check_file(path, RECIPE, hashes)
     try:
-        values = yaml.safe_load(text.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe}: damaged: {' '.join(str(error).split())}; restore the file") from error
+        values = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{recipe}: damaged: {error}; restore the file") from error
     return Run(path, make_recipe(values, str(recipe)), info, hashes)
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from recyclelora.data.check.check import DataCheck, Problem
-from recyclelora.errors import printable
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
 from recyclelora.pages.tables import print_table, say
@@ -20,13 +17,13 @@ def print_check(check: DataCheck) -> None:
         [part.name, *map(number, (part.images, part.official, sum(p.count for p in part.problems.values())))]
         for part in check.parts
     ]
-    title = escape(printable(f"{check.name} in {check.root}"))  # a table reads [...] in its title as markup
-    print_table(["part", "images", "official", "problems"], rows, title=title)
+    print_table(["part", "images", "official", "problems"], rows, title=f"{check.name} in {check.root}")
     for note in check.notes:
-        say(printable(note))
+        say(note)
     for part in check.parts:
         for kind, problem in part.problems.items():
-            say("\n  ".join(map(printable, [f"{part.name}: {kind}{times(problem)}", *cases(problem)])))
+            lines = [f"{part.name}: {kind}{times(problem)}", *cases(problem)]
+            say("\n  ".join(line.replace("\n", r"\n") for line in lines))
     spreads = check.spreads()
     if spreads:
         header = ["class", *(heading for split in spreads for heading in (split, "labels"))]

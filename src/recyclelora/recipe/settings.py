@@ -1,41 +1,28 @@
-"""A recipe: everything that defines a training, as a short YAML file over typed defaults.
+"""The typed settings of a recipe, with their defaults and limits.
 
 The defaults are the published settings where they do not depend on the backbone or on the length of the training.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)  # fmt: skip
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from recyclelora.data.transforms import Padding
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.files import shipped_recipes
 from recyclelora.methods import get_method
 from recyclelora.methods.base import MethodSettings
+from recyclelora.methods.settings import Settings
 from recyclelora.models.backbone import Resampling
 from recyclelora.models.heads import HEADS
 from recyclelora.models.plan import PROTOCOLS, Plan, make_plan
+from recyclelora.recipe.strict_yaml import write_yaml
 
-
-class Settings(BaseModel):
-    """A group of settings; unknown keys are errors, and values cannot be changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+LARGEST_CROP = 8192
+"""In pixels; a batch of larger crops fits no memory."""
+LARGEST_SCALE = 16.0
+"""An image that is enlarged more than so often fits no memory."""
 
 
 class RareClassSettings(Settings):
@@ -87,7 +74,7 @@ class BackboneSettings(Settings):
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
     weights: str = "hub"
-    model_args: dict[str, Any] = {}
+    model_args: dict[str, Any] = Field(default_factory=dict)
     resample: Resampling = "timm"
     norm: bool | None = None
     grad_checkpointing: bool = False
@@ -159,15 +146,15 @@ class Recipe(Settings):
     head with torch.
     """
 
-    sources: list[SourceSettings] = []
-    targets: list[str] = []
+    sources: list[SourceSettings] = Field(default_factory=list)
+    targets: list[str] = Field(default_factory=list)
     limit: int | None = Field(None, gt=0)
     method: str = "recyclelora"
     backbone: BackboneSettings = BackboneSettings()
     adapter: SerializeAsAny[MethodSettings] = Field(default_factory=MethodSettings, validate_default=True)
     head: str = "linear"
-    head_args: dict[str, Any] = {}
-    crop: int = Field(512, gt=0)
+    head_args: dict[str, Any] = Field(default_factory=dict)
+    crop: int = Field(512, gt=0, le=LARGEST_CROP)
     batch_size: int = Field(4, gt=0)
     steps: int = Field(40_000, gt=0)
     optim: OptimSettings = OptimSettings()
@@ -176,7 +163,7 @@ class Recipe(Settings):
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, gt=0)
     compile: bool = False
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=256)
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -214,6 +201,8 @@ class Recipe(Settings):
             )
         if min(self.evaluation.scales) <= 0:
             raise ValueError(f"evaluation: scales {self.evaluation.scales} must be positive")
+        if max(self.evaluation.scales) > LARGEST_SCALE:
+            raise ValueError(f"evaluation: scales {self.evaluation.scales} must be at most {LARGEST_SCALE:g}")
         weighted = [source for source in self.sources if source.weight is not None]
         if weighted and len(weighted) < len(self.sources):
             raise ValueError("sources: give every source a weight, or none")
@@ -226,6 +215,8 @@ class Recipe(Settings):
             )
         if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
             raise ValueError(f"augment: scale {self.augment.scale} is not a range of positive numbers")
+        if self.augment.scale[1] > LARGEST_SCALE:
+            raise ValueError(f"augment: scale {self.augment.scale} must be at most {LARGEST_SCALE:g}")
         return self
 
     def check_sources(self) -> None:
@@ -239,116 +230,4 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """All settings, resolved."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Recipe:
-    """Read a recipe file, or a recipe of the package by its name, such as "g2cbm".
-
-    Args:
-        changes: new values of single keys, `{"optim.lr": "3e-4"}`, in YAML; see `changed`.
-
-    Raises:
-        UserError: the file does not exist or is not a YAML mapping, a key is unknown, or a value has the wrong type.
-    """
-    path = _recipe_file(Path(path))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: found {type(values).__name__}, expected a mapping of settings such as `sources: [...]`"
-        )
-    read = {key: read_value(key, text) for key, text in (changes or {}).items()}
-    return make_recipe(changed(values, read), str(path))
-
-
-def _recipe_file(path: Path) -> Path:
-    """The file of a recipe; a name that is not a file is looked up among the shipped recipes."""
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if str(path) in shipped:
-        return shipped[str(path)]
-    nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    raise UserError(
-        f"{path}: no such recipe; recipes in {path.parent}: {', '.join(nearby) or 'none'}; "
-        f"shipped, by name: {', '.join(shipped)}"
-    )
-
-
-def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """A recipe from plain values; errors as `read_recipe`."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            last = key.rpartition(".")[2]
-            known = _known_keys(first["loc"][:-1])
-            raise UserError(f"{origin}: unknown key {key!r}; {did_you_mean(last, known)}") from None
-        found = f", found {first['input']!r}" if not isinstance(first["input"], dict) else ""
-        raise UserError(
-            f"{origin}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{found}"
-        ) from None
-
-
-def _known_keys(parents: tuple[Any, ...]) -> list[str]:
-    """The keys of the group of settings at a place such as ("sources", 0, "rare_classes")."""
-    group: type[BaseModel] = Recipe
-    for parent in parents:
-        if isinstance(parent, str):  # a number is a place in a list, whose items are one kind of group
-            group = _group(group.model_fields[parent].annotation) or group
-    return list(group.model_fields)
-
-
-def _group(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings in a type such as `list[SourceSettings]` or `RareClassSettings | None`."""
-    if arguments := get_args(annotation):
-        return next(filter(None, map(_group, arguments)), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def read_value(key: str, text: str) -> Any:
-    """The value of a `--set KEY=TEXT`.
-
-    Raises:
-        UserError: the text is not valid YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}={text}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with new values for some keys, written as in `optim.lr`.
-
-    Changing `method` drops the old `adapter` section; the new method's defaults apply.
-
-    Raises:
-        UserError: as `put`.
-    """
-    values = copy.deepcopy(values)
-    method = values.get("method", Recipe.model_fields["method"].default)
-    if changes.get("method", method) != method:
-        values.pop("adapter", None)
-    for key, value in changes.items():
-        put(values, key, value)
-    return values
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Change one value of nested settings; `key` as in `optim.lr`.
-
-    Raises:
-        UserError: a part of the key is not a group of settings.
-    """
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {key}: {parent!r} is not a group of settings")
-    values[last] = value
+        return write_yaml(self.model_dump(mode="json"))

@@ -24,7 +24,7 @@ from recyclelora.recipe import (
     read_recipe,
 )
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ words = st.text("abäß:#'\" ./_-", max_size=9).map("x".__add__)
 positive = st.floats(1e-12, 1e6)
 shares = st.floats(0, 1)
 some_int = st.integers(1, 10**6)
-values = st.none() | st.booleans() | st.integers() | st.floats(-1e6, 1e6) | words
+values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e6, 1e6) | words
 targeted = {
     "target_modules": st.none() | words | st.lists(words, max_size=2),
     "layers_to_transform": st.none() | st.lists(st.integers(0, 40), max_size=3),
@@ -104,11 +104,11 @@ others = {
     "sources": st.lists(words, max_size=3),
     "limit": st.none() | some_int,
     "backbone": st.builds(BackboneSettings, weights=words, model_args=st.dictionaries(words, values, max_size=2)),
-    "crop": some_int,
+    "crop": st.integers(1, 8192),
     "optim": st.builds(OptimSettings, lr=positive, final_weight_decay=positive),
     "augment": st.builds(
         AugmentSettings,
-        scale=st.tuples(positive, positive).map(sorted).map(tuple),
+        scale=st.tuples(st.floats(1e-12, 16), st.floats(1e-12, 16)).map(sorted).map(tuple),
         flip=shares,
         photometric=st.booleans(),
     ),
