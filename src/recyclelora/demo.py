@@ -124,6 +124,8 @@ def _check_room(out: Path, facts: Mapping[str, int], overwrite: bool) -> None:
         raise UserError(f"{out} is not empty and holds no demo; choose another --out")
     if mark.is_file() and not overwrite:
         earlier = read_json(mark)
+        if not isinstance(earlier, dict):
+            raise UserError(f"{mark}: damaged, it holds no settings; start again with --overwrite")
         for key in ("steps", "seed"):
             if earlier.get(key) != facts[key]:
                 raise UserError(

@@ -83,6 +83,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text for an error message, which a value of any length would fill."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """The known names nearest to `word`, as the end of an error message."""
     known = sorted(set(known))

@@ -136,6 +136,25 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path for a new file or folder that could not be written; nothing is made.
+
+    Raises:
+        OSError: a part of the path is a file or cannot be written to, there is a device, a pipe or a link to nothing,
+            or the name is too long.
+    """
+    with suppress(FileNotFoundError):  # other errors say what is wrong with the path
+        path.lstat()
+        if not (path.is_file() or path.is_dir()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    folder = above.parent if above.is_file() and above == path.absolute() else above
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write these bytes; see `replacing`."""
     with replacing(path, len(content)) as part:
@@ -143,8 +162,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8; see `replacing`."""
-    write_bytes(path, text.encode())
+    r"""Write a text in UTF-8; see `replacing`. Bytes of file names that are not UTF-8 become text such as `\udcff`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def append_line(path: Path, text: str) -> None:
@@ -155,7 +174,7 @@ def append_line(path: Path, text: str) -> None:
     Raises:
         UserError: as `replacing`.
     """
-    line = text.encode() + b"\n"
+    line = text.encode(errors="backslashreplace") + b"\n"
     with writing(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -193,7 +212,7 @@ def read_lines(path: Path) -> list[Any]:
     lines = []
     for number, line in enumerate(content[: _whole(content)].splitlines(), 1):
         try:
-            lines.append(json.loads(line))
+            lines.append(parse_json(line.decode()))
         except ValueError as error:
             raise UserError(f"{path}: damaged, line {number} is not JSON ({error}); restore the file") from error
     return lines
@@ -208,13 +227,29 @@ def read_json(path: Path) -> Any:
     """The values in a JSON file.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, holds NaN, or is nested too deeply.
         OSError: the file cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged, it is not JSON ({error}); restore the file") from error
+
+
+def parse_json(text: str) -> Any:
+    """The values in a text of JSON.
+
+    Raises:
+        ValueError: it is not JSON, holds NaN or infinity, or is nested too deeply.
+    """
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"it holds {name}")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def save_tensors(
@@ -289,7 +324,7 @@ def holds_nothing(folder: Path) -> bool:
 def cache_folder() -> Path:
     """The folder for what can be made again: `RECYCLELORA_CACHE`, else `recyclelora` in the user's cache folder."""
     own = os.environ.get("RECYCLELORA_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(own) if own else Path(user) / "recyclelora"
 
 

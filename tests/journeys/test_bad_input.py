@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 from PIL import Image
+from wrong_inputs import ROWS, write_workspace
 
 from miniatures import write_folder
 from recyclelora.recipe import Recipe
@@ -21,6 +22,46 @@ def refused(result, *parts):
     for part in parts:
         assert str(part) in err
     return err
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    place = tmp_path_factory.mktemp("workspace")
+    write_workspace(place)
+    return place
+
+
+def contents(place):
+    """The bytes of all files below a folder; links, pipes and folders by what they are."""
+    return {
+        str(path): path.read_bytes() if path.is_file() and not path.is_symlink() else path.lstat().st_mode
+        for path in place.rglob("*")
+    }
+
+
+def test_more_than_a_hundred_kinds_are_in_the_table():
+    names = [name for name, *_ in ROWS]
+    assert len(names) == len(set(names)) > 200
+
+
+@pytest.mark.parametrize(("make", "call", "words"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_wrong_input_is_one_line_and_nothing_is_changed(command, workspace, tmp_path, monkeypatch, make, call, words):
+    place = tmp_path / "place"
+    shutil.copytree(workspace, place)
+    monkeypatch.chdir(place)
+    make(place)
+    before = contents(place)
+    code, out, err = command(*call)
+    assert code == 1, out
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines(), err
+    assert len(err.splitlines()) == 1
+    assert "--debug" not in err
+    assert "Traceback" not in out + err
+    for word in words:
+        assert word in err
+    after = contents(place)
+    assert {path: after.get(path) for path in before} == before
+    assert not (place / "harm").exists()
 
 
 @pytest.fixture

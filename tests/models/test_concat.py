@@ -80,7 +80,7 @@ def test_each_size_is_that_of_its_layer(size, layers):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_below_one_are_refused(size):
-    with pytest.raises(ValueError, match=f"{size} 0"):
+    with pytest.raises(ValueError, match=f"{size} is 0"):
         head(**{size: 0})
 
 

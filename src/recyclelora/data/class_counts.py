@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from recyclelora.data.domain import Domain
+from recyclelora.errors import printable
 from recyclelora.files import cache_folder, save_tensors
 
 FORMAT = "recyclelora class counts 1"
@@ -47,7 +48,7 @@ def class_counts(domain: Domain) -> Int64[np.ndarray, "images classes"]:
         return counts
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         rows = pool.map(partial(_count, domain), range(len(domain)))
-        counts = np.stack(list(tqdm(rows, f"counting classes of {domain.label}", len(domain), disable=None)))
+        counts = np.stack(list(tqdm(rows, printable(f"counting classes of {domain.label}"), len(domain), disable=None)))
     try:
         save_tensors(entry, {"counts": torch.from_numpy(counts)})
     except (OSError, SafetensorError) as error:
@@ -69,7 +70,7 @@ def _count(domain: Domain, index: int) -> Int64[np.ndarray, "classes"]:
 def _key(domain: Domain) -> str:
     digest = hashlib.sha256(f"{FORMAT} {domain.train_space.names} {domain.labelling.to_train.tolist()}\n".encode())
     for index in range(len(domain)):
-        digest.update(f"{domain.name(index)} {domain.source.stamp(index)}\n".encode())
+        digest.update(f"{domain.name(index)} {domain.source.stamp(index)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

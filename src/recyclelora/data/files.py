@@ -133,7 +133,8 @@ class LabelledFiles:
         """
         files = [file for pair in self.pairs for file in (pair.image, pair.label)]
         lines = sorted(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n" for file in files)
-        return hashlib.sha256("".join([*lines, "halved, JPEG" * self.halved, self.reading]).encode()).hexdigest()
+        text = "".join([*lines, "halved, JPEG" * self.halved, self.reading])
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def fits(labels: UInt8[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"], stretch: float) -> bool:

@@ -6,7 +6,6 @@ Every table maps to the 19 Cityscapes classes as in published work on domain gen
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from jaxtyping import UInt8
 from recyclelora.data.decoding import checked_label, read_image, read_labels
 from recyclelora.data.labels import CITYSCAPES, IGNORE, Labelling, unchanged
 from recyclelora.errors import UserError
+from recyclelora.files import parse_json
 
 CITYSCAPES_IDS: Mapping[str, int] = {
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
@@ -128,7 +128,7 @@ def mapillary_labelling(root: Path) -> Labelling:
     if not files:
         return MAPILLARY_LABELLING
     try:
-        names = [label["name"] for label in json.loads(files[0].read_text(encoding="utf-8"))["labels"]]
+        names = [str(label["name"]) for label in parse_json(files[0].read_text(encoding="utf-8"))["labels"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{files[0]}: expected a list `labels` with a `name` in each entry, as in Mapillary Vistas ({error!r}); "

@@ -21,7 +21,7 @@ from recyclelora.data.files import LabelledFiles
 from recyclelora.data.finding import Pair, find_pairs
 from recyclelora.data.scenes import StreetScenes
 from recyclelora.data.table import BENCHMARKS, SPLITS, STREET_SEEDS, Benchmark
-from recyclelora.errors import UserError, did_you_mean
+from recyclelora.errors import UserError, did_you_mean, shortened
 
 __all__ = ["BENCHMARKS", "SPLITS", "STREET_SEEDS", "Benchmark", "Spec", "manifest", "open_domain", "parse_spec"]
 
@@ -50,6 +50,7 @@ def parse_spec(text: str) -> Spec:
         UserError: the name or domain is unknown, the label is empty or a domain's name, or the root is missing.
     """
     left, equals, root = text.partition("=")
+    shown = shortened(text)
     parts = left.split(":")
     domain = None
     if (
@@ -62,32 +63,34 @@ def parse_spec(text: str) -> Spec:
     name = parts.pop()
     if name not in BENCHMARKS:
         raise UserError(
-            f"{text}: unknown data set {name!r}, expected [LABEL:]NAME[:DOMAIN][=ROOT]; "
+            f"{shown}: unknown data set {shortened(name)!r}, expected [LABEL:]NAME[:DOMAIN][=ROOT]; "
             + did_you_mean(name, BENCHMARKS)
         )
     row = BENCHMARKS[name]
     if domain is not None and domain not in row.known_domains:
-        raise UserError(f"{text}: unknown domain {domain!r} of {name}; {did_you_mean(domain, row.known_domains)}")
+        raise UserError(
+            f"{shown}: unknown domain {shortened(domain)!r} of {name}; {did_you_mean(domain, row.known_domains)}"
+        )
     if name == "folder" and not root:
-        raise UserError(f"{text}: {name} needs the folder of the data; write {left}=FOLDER")
+        raise UserError(f"{shown}: {name} needs the folder of the data; write {shortened(left)}=FOLDER")
     if equals and not root:
         without = f"for the data in {default_root(name)}" if row.layouts else "to render without keeping the scenes"
-        raise UserError(f"{text}: no folder after '='; write {left} {without}, or {left}=FOLDER")
-    default = Path(os.path.abspath(Path(root).expanduser())).name if name == "folder" else left
+        raise UserError(f"{shown}: no folder after '='; write {shortened(left)} {without}, or {shortened(left)}=FOLDER")
+    default = Path(os.path.abspath(os.path.expanduser(root))).name if name == "folder" else left
     label = ":".join(parts) if parts else default
     if not label:
-        raise UserError(f"{text}: empty label before ':{name}'; write LABEL:{name} or only {name}")
+        raise UserError(f"{shown}: empty label before ':{name}'; write LABEL:{name} or only {name}")
     if domain is None and label in row.domains:
-        raise UserError(f"{text}: {label!r} as a label of {name} looks like a domain; write {name}:{label}")
+        raise UserError(f"{shown}: {shortened(label)!r} as a label of {name} looks like a domain; write {name}:{label}")
     if domain is None and not row.layouts:
         domain = row.domains[0]
-    place = Path(root).expanduser() if root else default_root(name) if row.layouts else None
+    place = Path(os.path.expanduser(root)) if root else default_root(name) if row.layouts else None
     return Spec(label, name, domain, place)
 
 
 def default_root(name: str) -> Path:
     """Where a data set is if no root is given: `NAME` in the folder `$RECYCLELORA_DATA`, or in `data`."""
-    return Path(os.environ.get("RECYCLELORA_DATA") or "data").expanduser() / (BENCHMARKS[name].folder or name)
+    return Path(os.path.expanduser(os.environ.get("RECYCLELORA_DATA") or "data")) / (BENCHMARKS[name].folder or name)
 
 
 def open_domain(

@@ -42,7 +42,8 @@ class StreetScenes:
         if self.kept is None:
             return self._render(index)
         file = self.kept / f"v{streets.VERSION}" / self.domain / f"{self.seeds[index]:07d}.png"
-        picture = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.is_file() else None
+        stored = np.fromfile(file, np.uint8) if file.is_file() else np.empty(0, np.uint8)  # OpenCV reads no odd names
+        picture = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED) if stored.size else None
         if picture is None or picture.ndim != 3 or picture.shape[2] != 4:  # not there yet, or damaged
             picture = self._keep(index, file)
         return np.ascontiguousarray(picture[..., 2::-1]), np.ascontiguousarray(picture[..., 3])

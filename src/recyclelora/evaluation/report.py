@@ -13,12 +13,12 @@ from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
 from recyclelora.evaluation.result import Evaluation, predict_as
 from recyclelora.evaluation.scores import Predict, Scores, mean_miou, scored_prediction
-from recyclelora.files import read_lines
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
 from recyclelora.pages.pictures import PICTURE_FILTERS, small_labels, small_photo
 from recyclelora.pages.tables import print_table, say
 from recyclelora.recipe import Recipe
+from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.run import Run
 
 
@@ -65,7 +65,7 @@ def take_examples(models: Mapping[str, Predict], domain: Domain, count: int) -> 
 def run_facts(run: Run) -> dict[str, str]:
     """How a run was trained, for a table."""
     recipe, info = run.recipe, run.info
-    lines = read_lines(run.metrics) if run.metrics.is_file() else []
+    steps = read_metrics(run.metrics)
     if imported := info.get("imported"):
         return {
             "method": recipe.method,
@@ -86,7 +86,7 @@ def run_facts(run: Run) -> dict[str, str]:
         + (f", sub × {recipe.optim.sub_lr_ratio:g}" if getattr(recipe.adapter, "r_sub", 0) else "")
         + (f", head {recipe.optim.head_lr:g}" if recipe.optim.head_lr else ""),
         "seed": str(recipe.seed),
-        "training time": f"{lines[-1]['seconds']:.0f} s" if lines else "–",
+        "training time": f"{steps[-1]['seconds']:.0f} s" if steps else "–",
     }
 
 
@@ -139,8 +139,8 @@ def write_report(
 
 
 def _curve(metrics: Path) -> tuple[list[int], list[float]]:
-    lines = read_lines(metrics)
-    return [line["step"] for line in lines], [line["loss"] for line in lines]
+    steps = read_metrics(metrics)
+    return [step["step"] for step in steps], [step["loss"] for step in steps]
 
 
 def _legend(examples: Mapping[str, Sequence[Example]]) -> dict[str, LabelSpace]:

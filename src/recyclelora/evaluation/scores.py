@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
-from recyclelora.errors import UserError
+from recyclelora.errors import UserError, printable
 from recyclelora.evaluation.bootstrap import resampled_miou
 from recyclelora.evaluation.metrics import ConfusionMatrix
 
@@ -72,7 +72,7 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: i
     check_classes(trained, domain)
     matrix = ConfusionMatrix(len(domain.score_space))
     counts = []
-    for index in tqdm(range(len(domain)), f"evaluating {domain.label}", disable=None):
+    for index in tqdm(range(len(domain)), printable(f"evaluating {domain.label}"), disable=None):
         image, truth = domain.read_scored(index)
         before = matrix.counts.copy()
         matrix.update(truth, scored_prediction(predict, domain, image))

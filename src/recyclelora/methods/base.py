@@ -12,6 +12,7 @@ other trained tensors of the backbone. Only methods set `requires_grad` in a bac
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 
 from recyclelora.adapter.optim import role_of
@@ -67,6 +67,11 @@ class Method(ABC, Generic[S]):
         backbone.requires_grad_(False)
         try:
             self._attach(backbone, settings, draw, cache_factors)
+        except re.error as error:
+            raise UserError(
+                f"{self.name} on {backbone.model_name}: adapter.target_modules is not a valid regular expression "
+                f"({error}); correct it, or give a list of names"
+            ) from error
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.name} on {backbone.model_name}: {error}") from error
 
@@ -155,7 +160,9 @@ class Method(ABC, Generic[S]):
             yield
         except UserError:
             raise
-        except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # PEFT raises whatever a wrong value in a file leads to
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{folder}: not an adapter for {backbone.model_name} ({reason}); restore it or train again"

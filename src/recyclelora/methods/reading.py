@@ -8,7 +8,6 @@ Every tensor has to be there, and finite; no other may be.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recyclelora.adapter.layer import PREFIX
+from recyclelora.files import parse_json
 from recyclelora.models.weights import nonfinite
 
 CONFIG, ADAPTER, TRAINED = "adapter_config.json", "adapter_model.safetensors", "trained.safetensors"
@@ -58,7 +58,7 @@ def load_adapter(model: nn.Module, folder: Path, expected: Mapping[str, Any]) ->
 
 def _check_settings(folder: Path, expected: Mapping[str, Any]) -> None:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{CONFIG} is damaged, it is not JSON: {error}") from error
     if not isinstance(found, dict):

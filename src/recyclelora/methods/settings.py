@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -18,9 +19,9 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_other_kind(cls, values: Any) -> Any:
-        """Refuse true and false where a number is expected, which pydantic reads as 1 and 0, and absurd numbers."""
+        """Refuse true and false where a number is expected, which pydantic reads as 1 and 0; NaN and absurd numbers."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            _check_size(name, value)
+            _check_plain(name, value)
             kinds = _kinds(cls.model_fields[name].annotation) if name in cls.model_fields else set()
             if kinds & {int, float} and not kinds & {bool, Any}:
                 items = value if isinstance(value, list | tuple) else [value]
@@ -35,8 +36,12 @@ def _kinds(annotation: Any) -> set[Any]:
     return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
-def _check_size(name: str, value: Any) -> None:
+def _check_plain(name: str, value: Any) -> None:
+    """Refuse numbers that cannot be stored, also inside values of any kind such as `model_args`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: found {value}, expected a finite number")
     if isinstance(value, int) and abs(value) > MOST:
         raise ValueError(f"{name}: found a whole number that is too large, expected at most 2^53")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _check_size(name, item)
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in inner:
+        _check_plain(f"{name}.{key}", item)

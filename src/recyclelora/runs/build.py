@@ -63,8 +63,9 @@ def bare(recipe: Recipe, classes: int, weights: str | None = None) -> Segmenter:
     torch.manual_seed(recipe.seed)
     try:
         head = get_head(recipe.head)(backbone.channels, classes, **recipe.head_args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"recipe: head {recipe.head} does not take head_args {recipe.head_args}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"recipe: head {recipe.head} does not take head_args {recipe.head_args}: {reason}") from error
     return Segmenter(backbone, head)
 
 

@@ -119,7 +119,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
 def _load(module: nn.Module, file: Path, what: str) -> None:
     try:
         load_model(module, file)
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: not the {what} of this run ({reason}); restore the file or make it again") from error
     if name := nonfinite(module.state_dict()):

@@ -49,6 +49,7 @@ from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import weights_hash
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.recipe.strict_yaml import read_text_file, read_yaml
+from recyclelora.runs.facts import check_facts
 from recyclelora.runs.seal import check_file, check_files, open_sealed, sealed
 
 PACKAGES = (
@@ -58,8 +59,6 @@ RECIPE = "recipe.yaml"
 STARTING = ".starting"
 RESULTS = (RECIPE, *(f"adapter/{name}" for name in FILES), "backbone.safetensors", "head.safetensors")
 """The files that a finished model depends on, below the run's folder; not every run has all of them."""
-FACTS = ("classes", "weights_sha256", "sources", "parameters")
-"""The keys that `run.json` has in every run."""
 
 
 @dataclass(frozen=True)
@@ -211,14 +210,15 @@ def open_run(path: str | Path) -> Run:
         raise UserError(
             f"{path}: not a run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
         ) from error
-    if missing := [key for key in FACTS if not isinstance(info, dict) or key not in info]:
-        raise UserError(f"{facts}: damaged: it lacks {', '.join(missing)}; restore the file")
+    check_facts(facts, info)
     info, hashes = open_sealed(facts, info)
     check_file(path, RECIPE, hashes)
     try:
         values = read_yaml(text)
     except ValueError as error:
         raise UserError(f"{recipe}: damaged: {error}; restore the file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{recipe}: damaged: found {type(values).__name__}, expected settings; restore the file")
     return Run(path, make_recipe(values, str(recipe)), info, hashes)
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from recyclelora.data.opening import parse_spec
 from recyclelora.errors import UserError
 from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.scores import Scores
 from recyclelora.evaluation.targets import Limit
+from recyclelora.files import parse_json
 from recyclelora.models.weights import SOURCES
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.training.train import decisive
@@ -121,11 +124,23 @@ class CellResult:
         Raises:
             TypeError, KeyError, ValueError: a key is missing or unknown, or a value has the wrong type.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"it holds a {type(values).__name__}")
         needed = {"weights_sha256", "data", "targets", "parameters"} if "error" not in values else set()
         if lacking := needed - values.keys():
             raise KeyError(min(lacking))
         scores = tuple(Scores.from_json(target) for target in values.get("targets", ()))
-        return cls(**{**values, "targets": scores, "settings": dict(values["settings"])})
+        cls(**{**values, "targets": scores})  # refuses unknown keys
+        result: CellResult = _RESULT.validate_python(values)
+        if lacking := {"method", "optim.lr"} - result.settings.keys():
+            raise KeyError(f"settings.{min(lacking)}")
+        shares = [share for score in result.targets for share in (score.miou, *score.iou.values(), *score.resampled)]
+        if any(share is not None and not 0 <= share <= 1 for share in shares):
+            raise ValueError("a score is not between 0 and 1")
+        return result
+
+
+_RESULT = TypeAdapter(CellResult)
 
 
 def read_result(file: Path) -> CellResult:
@@ -135,9 +150,10 @@ def read_result(file: Path) -> CellResult:
         UserError: the file is damaged.
     """
     try:
-        return CellResult.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return CellResult.from_json(parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: damaged ({error}); remove it to have it made again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: damaged ({reason}); remove it to have it made again") from error
 
 
 def read_cell(cell: Cell, records: Path) -> CellResult | None:

@@ -30,9 +30,10 @@ from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.result import predict_as, protocol_name
 from recyclelora.evaluation.scores import score_domain
 from recyclelora.evaluation.targets import open_targets
-from recyclelora.files import locked, read_lines, write_json
+from recyclelora.files import locked, write_json
 from recyclelora.methods import get_method
 from recyclelora.recipe import Recipe
+from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.run import Run, open_run, remove_run, versions
 from recyclelora.stopping import end_with_parent, stop_helpers
@@ -115,7 +116,7 @@ def _hashes(result: CellResult) -> dict[str, str]:
     """The hashes of base weights and images that comparable results share, by the name of what they identify."""
     of_seed = f" of seed {result.seed}"
     random = result.settings.get("backbone.weights") == "random"
-    drawn = {label for label, *_, images, _ in result.settings["sources"] if images}
+    drawn = {label for label, *_, images, _ in result.settings.get("sources", ()) if images}
     return {
         "base weights" + of_seed * random: result.weights_sha256,
         **{f"images of {s['label']}" + of_seed * (s["label"] in drawn): s["fingerprint"] for s in result.data},
@@ -230,8 +231,8 @@ def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
 
     The peak is None if another process did the training.
     """
-    lines = read_lines(run.metrics)
-    seconds = [line["seconds"] for line in lines]
+    metrics = read_metrics(run.metrics)
+    seconds = [step["seconds"] for step in metrics]
     steps = [after - before for before, after in itertools.pairwise(seconds)]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_bytes()
     return {
@@ -240,7 +241,7 @@ def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
         "data": run.info["sources"],
         "step_seconds": round(statistics.median(steps), 4) if steps else None,
         "peak_gib": None if trained_before else round(peak / 2**30, 3),
-        "final_loss": lines[-1]["loss"],
+        "final_loss": metrics[-1]["loss"] if metrics else None,
     }
 
 

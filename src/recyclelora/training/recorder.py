@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from recyclelora.files import append_line, read_lines, write_text
+from recyclelora.errors import printable
+from recyclelora.files import append_line, write_text
+from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.run import Run
 from recyclelora.training.divergence import LossWatch, check_step
 
@@ -28,7 +30,7 @@ class Recorder:
 
     def __init__(self, run: Run, start: int, leads: bool = True) -> None:
         self.run, self.leads = run, leads
-        lines = read_lines(run.metrics) if run.metrics.is_file() else []
+        lines = read_metrics(run.metrics)
         kept = [line for line in lines if line["step"] <= start]
         if leads and len(kept) < len(lines):
             write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
@@ -36,7 +38,10 @@ class Recorder:
         self.watch = LossWatch(kept[0]["loss"] if kept else None)
         self.started = time.perf_counter()
         self.bar: tqdm[Any] = tqdm(
-            desc=f"training {run.path.name}", total=run.recipe.steps, initial=start, disable=None if leads else True
+            desc=printable(f"training {run.path.name}"),
+            total=run.recipe.steps,
+            initial=start,
+            disable=None if leads else True,
         )
 
     def __enter__(self) -> Recorder:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from recyclelora.models.heads.head import Head, pixel_cross_entropy, upsampled
+from recyclelora.models.heads.head import Head, check_sizes, pixel_cross_entropy, upsampled
 
 
 class ConcatHead(Head):
@@ -32,7 +32,7 @@ class ConcatHead(Head):
         width: channels after the 1 x 1 convolution.
         hidden: channels between the two transposed convolutions.
 
-    Raises ValueError for a width or hidden below 1.
+    Raises ValueError for a size that is no whole number from 1 on, or absurdly large.
     """
 
     FINAL_NORM = True
@@ -40,8 +40,7 @@ class ConcatHead(Head):
 
     def __init__(self, channels: Sequence[int], classes: int, width: int = 256, hidden: int = 128) -> None:
         super().__init__()
-        if min(width, hidden) < 1:
-            raise ValueError(f"width {width} and hidden {hidden}, expected at least 1 channel each")
+        check_sizes(width=width, hidden=hidden)
         self.projection = nn.Conv2d(sum(channels), width, 1)
         self.upsampling = nn.ConvTranspose2d(width, hidden, 2, stride=2)
         self.classifier = nn.ConvTranspose2d(hidden, classes, 2, stride=2)

@@ -47,6 +47,22 @@ class Head(nn.Module, ABC):
         """
 
 
+LARGEST_SIZE, MOST_LAYERS = 2**16, 100
+"""What a head's sizes may be at most; larger ones are mistakes that would fill the memory."""
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes of a head that are no whole numbers from 1 on, or absurdly large; names in `_layers` are counts.
+
+    Raises:
+        ValueError: a size is wrong; the message names it.
+    """
+    for name, size in sizes.items():
+        most = MOST_LAYERS if name.endswith("_layers") else LARGEST_SIZE
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+            raise ValueError(f"{name} is {size!r}, expected a whole number from 1 to {most:,}")
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a count over all training processes; `value` itself if there is one process.
 

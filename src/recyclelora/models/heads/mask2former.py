@@ -25,7 +25,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from recyclelora.data.labels import IGNORE
-from recyclelora.models.heads.head import Head, mean_over_processes
+from recyclelora.models.heads.head import Head, check_sizes, mean_over_processes
 from recyclelora.models.heads.initial_weights import initialise
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
@@ -124,6 +124,10 @@ class Mask2FormerHead(Head):
         points: int = 12_544,
     ) -> None:
         super().__init__()
+        check_sizes(
+            width=width, queries=queries, encoder_layers=encoder_layers, decoder_layers=decoder_layers,
+            encoder_feedforward=encoder_feedforward, decoder_feedforward=decoder_feedforward, points=points,
+        )  # fmt: skip
         seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # before the parts, which draw weights themselves
         self.config = config = Mask2FormerConfig(
             num_labels=classes,
