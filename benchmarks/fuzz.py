@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from fuzz_inputs import KINDS, SLOW
-from recyclelora.errors import explained, printable
+from recyclelora.errors import UserError, explained
 
 SECONDS = 30
 """An input that takes longer is a fault."""
@@ -54,7 +54,8 @@ def outcome(kind: str, number: int, place: Path) -> str:
             read()
     except Exception as error:
         line = explained(error)
-        if line is None or len(line) > LONGEST or "\n" in printable(line):
+        told = isinstance(error, UserError | OSError | MemoryError)
+        if line is None or not told or len(line) > LONGEST:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return "refused"
     finally:

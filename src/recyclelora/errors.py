@@ -28,6 +28,7 @@ class MissingExtraError(UserError, ImportError):
 
 FIXES = {
     errno.ENOSPC: "free disk space, or choose another place",
+    errno.EFBIG: "allow larger files (`ulimit -f`), or choose another place",
     errno.EDQUOT: "free disk space, or choose another place",
     errno.EROFS: "choose a place that can be written to",
     errno.EACCES: "allow it, or choose another place",
@@ -49,6 +50,11 @@ NO_MEMORY = re.compile(
 )
 """What torch and OpenCV say if memory is lacking; they have no common kind of error for it."""
 
+PROCESS_DIED = re.compile(r"DataLoader worker \(.*(exited unexpectedly|killed by signal)|process pool was terminated")
+"""What torch and Python say if another process of theirs was killed."""
+OF_WORKER = re.compile(r"\[Errno (\d+)\] [^:]*: '(.*)'$")
+"""The end of an error of the operating system that arrives as text from another process."""
+
 
 def explained(error: Exception) -> str | None:
     """One line for an error that is not a fault of the program; None if it may be one.
@@ -59,17 +65,21 @@ def explained(error: Exception) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    if isinstance(error, OSError) and error.errno is None and (found := OF_WORKER.search(text)):
+        error = OSError(int(found[1]), os.strerror(int(found[1])), found[2])
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or os.strerror(error.errno)
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
         fix = FIXES.get(error.errno, "check the disk and the path")
         return f"{place}: {reason}; {fix}" if place else f"{reason}; {fix}"
     if isinstance(error, MemoryError) or NO_MEMORY.search(text):
-        found = f" ({text[:200]})" if text else ""
+        reason = f" ({shortened(text)})" if text else ""
         return (
-            f"not enough memory{found}; take a smaller crop, batch_size or evaluation.window in the recipe, smaller "
+            f"not enough memory{reason}; take a smaller crop, batch_size or evaluation.window in the recipe, smaller "
             "images or sizes of the model, or fewer --jobs"
         )
+    if PROCESS_DIED.search(text):
+        return "a process that loads images was killed, most likely for want of memory; take fewer workers"
     if isinstance(error, RecursionError):
         return "a file or a value is nested too deeply to be read; write it with fewer levels"
     return None

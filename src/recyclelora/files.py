@@ -140,9 +140,12 @@ def check_place(path: Path) -> None:
     """Refuse a path for a new file or folder that could not be written; nothing is made.
 
     Raises:
+        UserError: the path is not UTF-8, so that `safetensors` could not read the files there.
         OSError: a part of the path is a file or cannot be written to, there is a device, a pipe or a link to nothing,
             or the name is too long.
     """
+    if str(path.absolute()) != str(path.absolute()).encode(errors="replace").decode():
+        raise UserError(f"{path}: a path that is not UTF-8, expected one for results; choose another place")
     with suppress(FileNotFoundError):  # other errors say what is wrong with the path
         path.lstat()
         if not (path.is_file() or path.is_dir()):

@@ -333,6 +333,7 @@ ROWS = [
     ("out name too long", nothing, [*TRAIN[:-1], "a" * 300], ["File name too long; give a shorter name"]),
     ("out is a device", nothing, [*TRAIN[:-1], "/dev/null"], ["/dev/null: File exists", "remove it, or choose"]),
     ("out is a dangling link", link("out", "gone"), TRAIN, ["out: File exists", "another path"]),
+    ("out is not UTF-8", nothing, [*TRAIN[:-1], os.fsdecode(b"r\xff")], [r"r\udcff: a path that is not UTF-8"]),
     ("out is a pipe", pipe("out"), TRAIN, ["out: File exists"]),
     ("out in loops", link("out", "out"), TRAIN, ["out: "]),
     ("out has something", writes("out/mine", "mine"), TRAIN, ["out exists and is not empty", "--resume"]),

@@ -101,7 +101,7 @@ def read_value(key: str, text: str) -> Any:
     try:
         return read_yaml(text)
     except ValueError as error:
-        raise UserError(f"--set {key}={shortened(text)}: not valid YAML: {error}; write text in quotes") from error
+        raise UserError(f"--set {key}={shortened(text)}: not valid YAML: {error}; correct it") from error
 
 
 def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
