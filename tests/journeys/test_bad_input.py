@@ -1,7 +1,10 @@
 """An error is reported in one line that names the fix; the exit code is not 0 and nothing is lost."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -62,6 +65,27 @@ def test_wrong_input_is_one_line_and_nothing_is_changed(command, workspace, tmp_
     after = contents(place)
     assert {path: after.get(path) for path in before} == before
     assert not (place / "harm").exists()
+
+
+IN_ITS_OWN_PROCESS = ("ten thousand brackets", "out below a file", "run.json is not UTF-8", "photo named in escapes")
+
+
+@pytest.mark.parametrize(("make", "call", "words"), [row[1:] for row in ROWS if row[0] in IN_ITS_OWN_PROCESS])
+def test_a_process_of_its_own_says_the_same(workspace, tmp_path, make, call, words):
+    place = tmp_path / "place"
+    shutil.copytree(workspace, place)
+    make(place)
+    done = subprocess.run(
+        [sys.executable, "-m", "recyclelora", *call], capture_output=True, check=False, cwd=place,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    lines = [line for line in done.stderr.decode("ascii").splitlines() if "gemm_4bit" not in line]  # of bitsandbytes
+    assert done.returncode == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert "--debug" not in lines[0]
+    for word in words:
+        assert word in lines[0]
 
 
 @pytest.fixture
