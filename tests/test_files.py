@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_line_with_the_path_and_what_was_needed(call, tmp_pat
     done = limited(code, file)
     last = done.stderr.strip().splitlines()[-1]
     assert f"{file}: could not be written (File too large, 5,000 bytes needed, " in last
-    assert "MiB free on this disk); free some space" in last
+    assert "MiB free on this disk); allow larger files (`ulimit -f`)" in last
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert file.read_text() == "before"
 
@@ -191,7 +191,8 @@ def test_a_line_that_does_not_fit_is_not_written_in_part(tmp_path):
 def test_what_is_in_the_way_is_named(way, tmp_path):
     (tmp_path / "a").mkdir() if way == "folder" else (tmp_path / "a").write_text("mine")
     path = tmp_path / "a" if way == "folder" else tmp_path / "a" / "b"
-    refused(lambda: files.write_text(path, "text"), path, "could not be written", "in the way")
+    fix = "a folder is where a file should be" if way == "folder" else "choose another path"
+    refused(lambda: files.write_text(path, "text"), path, "could not be written", fix)
     assert way == "folder" or (tmp_path / "a").read_text() == "mine"
 
 

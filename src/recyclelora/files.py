@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recyclelora.errors import UserError
+from recyclelora.errors import FIXES, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,9 +91,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             needed = "" if size is None else f", {_amount(size)} needed"
             with suppress(OSError):
                 needed += f", {_amount(shutil.disk_usage(path.parent).free)} free on this disk"
-            fix = "free some space or raise the quota, and call again"
-        else:
-            fix = "allow writing there, remove what is in the way, or choose another place"
+        fix = FIXES.get(error.errno or 0, "allow writing there, or choose another place")
         raise UserError(f"{path}: could not be written ({error.strerror}{needed}); {fix}") from error
 
 

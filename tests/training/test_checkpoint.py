@@ -157,7 +157,7 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint_or_none(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(step, failing)
         for path in (old, new):
-            refused(lambda path=path: write_state(path, {"step": 4}), path, "disk full", "free some space")
+            refused(lambda path=path: write_state(path, {"step": 4}), path, "disk full", "free disk space")
     assert same(read_state(old), STATE)
     assert list(tmp_path.glob("*.safetensors")) == [old]
     assert [back({"step": 5}, path) for path in (old, new)] == [{"step": 5}] * 2

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recyclelora.errors import DivergedError, UserError
-from recyclelora.files import parse_json, save_tensors
+from recyclelora.files import save_tensors
 from recyclelora.models.weights import nonfinite, weights_hash
 from recyclelora.training.module import SegmentationModule
 
@@ -75,7 +75,7 @@ def read_state(path: Path) -> dict[str, Any]:
         stated = metadata["sha256"]
         if stated != (found := _sha256(metadata["skeleton"], tensors)):
             raise ValueError(f"damaged: its content has the SHA-256 {found[:12]}…, but it states {stated[:12]}…")
-        state: dict[str, Any] = _unpack(parse_json(metadata["skeleton"]), tensors)
+        state: dict[str, Any] = _unpack(json.loads(metadata["skeleton"]), tensors)
         if place := nonfinite(dict(_tensors(state, ""))):
             raise ValueError(f"NaN or infinity at {place}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
