@@ -285,6 +285,7 @@ ROWS = [
     setting("backbone.model_args={embed_dim: 1000000000000}", "embed_dim", "correct model_args"),
     setting("backbone.model_args={nonsense: 1}", "nonsense", "correct model_args"),
     setting("backbone.model_args={mlp_ratio: .nan}", "backbone.model_args.mlp_ratio: found nan"),
+    setting(r'backbone.model_args={"a\udcff": 1}', r"backbone.model_args: found the key 'a\udcff'"),
     setting("backbone.model_args={pretrained: true}", "model_args has 'pretrained'"),
     setting("backbone.weights=missing.pth", "missing.pth: no such file"),
     setting("backbone.weights=notes.txt", "notes.txt", "neither a known name nor"),

@@ -37,11 +37,13 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 def _check_plain(name: str, value: Any) -> None:
-    """Refuse numbers that cannot be stored, also inside values of any kind such as `model_args`."""
+    """Refuse numbers and keys that cannot be stored, also inside values of any kind such as `model_args`."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: found {value}, expected a finite number")
     if isinstance(value, int) and abs(value) > MOST:
         raise ValueError(f"{name}: found a whole number that is too large, expected at most 2^53")
+    if isinstance(value, dict) and (odd := [key for key in value if not str(key).isprintable()]):
+        raise ValueError(f"{name}: found the key {odd[0]!a}, expected a name of printable characters")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, item in inner:
         _check_plain(f"{name}.{key}", item)
