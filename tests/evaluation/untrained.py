@@ -17,8 +17,8 @@ def make_run(path, classes=SPACE, **settings):
     info = {
         "classes": {"names": list(classes.names), "colours": [list(colour) for colour in classes.colours]},
         "weights_sha256": segmenter.backbone.weights_sha256,
-        "parameters": {"adapters": 1, "head": 2},
-        "sources": [{"label": "streets", "images": 3}],
+        "parameters": {"backbone": 1, "adapters": 1, "head": 2},
+        "sources": [{"label": "streets", "images": 3, "fingerprint": "of the streets"}],
     }
     made = Run(path, recipe, info)
     made.write()

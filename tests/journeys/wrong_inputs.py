@@ -412,10 +412,10 @@ ROWS = [
     ("adapter with a wrong pattern", adapter_settings(target_modules="("), PREDICT, ["old/adapter: not an adapter"]),
     ("adapter with a number for names", adapter_settings(target_modules=5), PREDICT, ["old/adapter: not an adapter"]),
     ("adapter with unknown layers", adapter_settings(target_modules=["x"]), PREDICT, ["old/adapter: not an adapter"]),
-    ("metrics are damaged", writes("old/metrics.jsonl", METRICS + "{"), EVALUATE, ["metrics.jsonl: line 7 is damaged"]),
+    ("metrics are damaged", writes("old/metrics.jsonl", METRICS + "{\n"), EVALUATE, ["metrics.jsonl: damaged, line 7"]),
     (
         "metrics without loss",
-        writes("old/metrics.jsonl", '{"step": 1}'),
+        writes("old/metrics.jsonl", '{"step": 1}\n'),
         EVALUATE,
         ["metrics.jsonl: line 1 is damaged"],
     ),
