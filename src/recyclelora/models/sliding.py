@@ -245,6 +245,7 @@ def _highest(scores: Float[Tensor, "classes _ _"], size: Size) -> tuple[UInt8[Te
         channel = _rescaled(scores[number], size)
         classes.masked_fill_(channel > best, number)
         torch.maximum(best, channel, out=best)  # NaN if one of them is
+        del channel  # before the next is rescaled
     return classes, best.isfinite().sum()
 
 
