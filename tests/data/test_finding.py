@@ -1,8 +1,10 @@
 """Every file of a data set is found under its own name, and what is in the way is named."""
 
+import errno
 import os
 import time
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +188,18 @@ def test_many_files_that_are_left_out_are_counted(tmp_path):
         find_images([tmp_path])
     with pytest.warns(UserWarning, match="7 of its files"):
         find_images([tmp_path, write(tmp_path / "y/single.png", picture())])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Python passes over it without a word."""
+    write(tmp_path / "a.png", picture(8, 8))
+    write(tmp_path / "north" / "b.png", picture(8, 8))
+    scan = os.scandir
+
+    def closed(place):
+        if Path(place).name == "north":
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", closed)  # permissions do not keep an administrator out
+    refused(lambda: find_images([tmp_path]), tmp_path / "north", "cannot be read (Permission denied)", "allow reading")

@@ -21,6 +21,10 @@ OTHERS = 5
 """At most this many files that are left out are named."""
 
 
+class RepeatedNameError(UserError):
+    """Two files have one name, of which only one can be meant."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image, its label, and their common name."""
@@ -123,7 +127,9 @@ def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") ->
             continue
         name = unicodedata.normalize("NFC", file.relative_to(folder).with_name(shared).as_posix())
         if name in files:
-            raise UserError(f"{file}: has the same name as {files[name].name}, expected one file per name; remove one")
+            raise RepeatedNameError(
+                f"{file}: has the same name as {files[name].name}, expected one file per name; remove one"
+            )
         files[name] = file
     return files
 
@@ -131,7 +137,7 @@ def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") ->
 def _walk(folder: Path) -> Iterator[Path]:
     """The files below a folder and behind its links; a folder without images that is called as one is refused."""
     above = {folder: {os.path.realpath(folder)}}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         passed = above.pop(Path(parent))
         for name in folders:
             place = Path(parent, name)
@@ -141,6 +147,10 @@ def _walk(folder: Path) -> Iterator[Path]:
                 raise UserError(f"{place}: a folder, expected a file by its name; rename the folder, or remove it")
             above[place] = passed | {os.path.realpath(place)}
         yield from (Path(parent, name) for name in sorted(names))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: a folder that cannot be read ({error.strerror}); allow reading it") from error
 
 
 def _like_an_image(path: Path) -> bool:
@@ -177,7 +187,9 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
             if file == place:  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
             if name in found:
-                raise UserError(f"{file} and {found[name]} have the same name, {name}; predict them in separate calls")
+                raise RepeatedNameError(
+                    f"{file} and {found[name]} have the same name, {name}; predict them in separate calls"
+                )
             found[name] = file
     return found
 

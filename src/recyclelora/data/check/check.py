@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from tqdm import tqdm
 
 from recyclelora.data.check.faults import Fault, Rules, below, inspect
-from recyclelora.data.finding import Pair, image_files, label_files
+from recyclelora.data.finding import Pair, RepeatedNameError, image_files, label_files
 from recyclelora.data.labelled import absent, unlabelled
 from recyclelora.data.labels import IGNORE, Labelling
 from recyclelora.data.layouts import explain
@@ -186,8 +186,11 @@ def _find(part: Part, row: Benchmark, root: Path) -> None:
     try:
         images = image_files(layout, folders[0])
         labels = label_files(layout, folders[1])
+    except RepeatedNameError as error:
+        part.add(Fault("repeated name", str(error)))
+        return
     except UserError as error:
-        part.add(Fault("repeated name" if "same name" in str(error) else "folder or link in the way", str(error)))
+        part.add(Fault("folder or link in the way", str(error)))
         return
     for name in sorted(images.keys() - labels.keys()):
         part.add(Fault("image without label", below(root, images[name])))
