@@ -34,16 +34,18 @@ class _Verbs(TyperGroup):
             with stopping_at_once():
                 return super().invoke(context)
         except Stopped as stop:
-            print(f"{printable(str(stop))}; {_way_on(context.invoked_subcommand)}", file=sys.stderr)
+            print(f"{printable(str(stop))}; {_way_on(context.invoked_subcommand, stop.begun)}", file=sys.stderr)
             raise SystemExit(stop.code) from stop
 
 
-def _way_on(verb: str | None) -> str:
-    """How to go on after a stop."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
-    if verb in ("train", "demo", "compare", "evaluate", "predict"):
-        return f"go on with: {printable(shlex.join(['recyclelora', *arguments, *['--resume'] * (verb == 'train')]))}"
-    return "nothing was written"
+def _way_on(verb: str | None, begun: bool) -> str:
+    """How to go on after a stop; what has begun is not replaced."""
+    if verb not in ("train", "demo", "compare", "evaluate", "predict"):
+        return "nothing was written"
+    arguments = [argument for argument in sys.argv[1:] if not (begun and argument in ("--overwrite", "--resume"))]
+    if begun and verb == "train":
+        arguments.append("--resume")
+    return f"go on with: {printable(shlex.join(['recyclelora', *arguments]))}"
 
 
 app = typer.Typer(

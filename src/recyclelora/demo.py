@@ -18,6 +18,7 @@ from recyclelora.files import holds_nothing, locked, read_json, write_json
 from recyclelora.models.weights import load_weights
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.run import open_run, remove_run
+from recyclelora.stopping import begun
 from recyclelora.streets import DOMAINS
 from recyclelora.study.cell import Cell, CellResult
 from recyclelora.study.compare import make_cells, take_pictures
@@ -89,7 +90,8 @@ def run_demo(
             Cell(method, demo_recipe(method, steps, weights, seed, scenes), tuple(targets), "test", limits)
             for method in METHODS
         ]
-        return _compared(cells, out, _notes(weights, camvid), say)
+        with begun():
+            return _compared(cells, out, _notes(weights, camvid), say)
 
 
 def _compared(cells: Sequence[Cell], out: Path, notes: Sequence[str], say: Say) -> list[CellResult]:

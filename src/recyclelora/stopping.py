@@ -29,11 +29,15 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to stop; a text says what was kept."""
+    """A signal asked the program to stop; a text says what was kept.
+
+    `begun` says whether there is something to go on from, so that starting again would lose it.
+    """
 
     def __init__(self, number: int, text: str = "") -> None:
         super().__init__(text or f"stopped by {signal.Signals(number).name}")
         self.number = number
+        self.begun = False
 
     def __reduce__(self) -> tuple[type[Stopped], tuple[int, str]]:
         return Stopped, (self.number, str(self))
@@ -49,6 +53,16 @@ class Request:
     """Whether the program was asked to stop, and by which signal."""
 
     number: int | None = None
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """While it lasts, a stop is one of work that has begun."""
+    try:
+        yield
+    except Stopped as stop:
+        stop.begun = True
+        raise
 
 
 @contextmanager

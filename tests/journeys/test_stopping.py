@@ -202,3 +202,30 @@ def test_helping_processes_end_with_a_killed_training(recipe, tmp_path, command)
         process.wait()
         code, _, err = command(*arguments, "--resume", "--set", "steps=3", "--set", "workers=0")
     assert (code, "differs" in err) == (1, True)  # no other process is at work there: the folder could be locked
+
+
+BUILDING = """
+import time
+from recyclelora.training import train
+def slow(*arguments, **settings):
+    print("building", flush=True)
+    time.sleep(60)
+sys.modules["recyclelora.training.train"].build = slow
+"""
+
+
+def test_a_run_that_was_to_be_replaced_is_not_taken_for_the_new_one(recipe, tmp_path, command):
+    """Before the new training has begun, the old run is whole: `--resume` would give it back."""
+    run = tmp_path / "run"
+    assert command("train", "--recipe", recipe, "--out", run)[0] == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process = started("train", "--recipe", recipe, "--out", run, "--overwrite", before=BUILDING)
+    with process:
+        assert process.stdout.readline() == "building\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    (line,) = said(err)
+    assert line == f"stopped by SIGTERM; go on with: recyclelora train --recipe {recipe} --out {run} --overwrite"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert command("train", "--recipe", recipe, "--out", run, "--overwrite")[0] == 0

@@ -16,6 +16,7 @@ from recyclelora.evaluation.targets import open_targets, seen_labels
 from recyclelora.files import locked_file, read_json, write_json
 from recyclelora.runs.predictor import load
 from recyclelora.runs.run import open_run
+from recyclelora.stopping import begun
 
 SCORED = ("complete", "mean_miou", "targets")
 """The keys of the results file that scores change; all others are what they depend on."""
@@ -58,15 +59,16 @@ def evaluate(
     if not texts:
         raise UserError(f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog")
     with nullcontext() if file is None else locked_file(file):
-        begun = None if file is None or overwrite else _begun(file)
+        earlier = None if file is None or overwrite else _earlier(file)
         opened = open_targets(texts, split, limit)
         result = Evaluation(load(run, weights).with_evaluation(**evaluation), opened, limit)
-        if file is not None and begun is not None:
-            result.scores += _earlier_scores(file, begun, result)
+        if file is not None and earlier is not None:
+            result.scores += _earlier_scores(file, earlier, result)
         score_targets(result, file)
         if file is not None:
             seen = seen_labels(result.model.run.recipe, texts)
-            write_evaluation(file.with_suffix(".html"), result, seen, pictures)
+            with begun():
+                write_evaluation(file.with_suffix(".html"), result, seen, pictures)
     return result
 
 
@@ -76,7 +78,7 @@ def _results_file(file: Path) -> Path:
     return file
 
 
-def _begun(file: Path) -> dict[str, Any] | None:
+def _earlier(file: Path) -> dict[str, Any] | None:
     """The content of a results file whose evaluation was stopped; None if there is no file.
 
     Raises:
@@ -94,16 +96,16 @@ def _begun(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def _earlier_scores(file: Path, begun: dict[str, Any], result: Evaluation) -> list[Scores]:
+def _earlier_scores(file: Path, earlier: dict[str, Any], result: Evaluation) -> list[Scores]:
     """The scores in the results file of the same evaluation, which was stopped.
 
     Raises:
         UserError: the file is of another evaluation.
     """
     try:
-        found = [Scores.from_json(score) for score in begun.pop("targets")]
+        found = [Scores.from_json(score) for score in earlier.pop("targets")]
         now = json.loads(json.dumps(result.to_json()))
-        differing = [key for key in now if key not in SCORED and begun.get(key) != now[key]]
+        differing = [key for key in now if key not in SCORED and earlier.get(key) != now[key]]
         for score, target in zip(found, result.targets, strict=False):
             if (score.label, score.fingerprint) != (target.spec.label, target.domain.fingerprint()):
                 differing.append(f"target {target.spec.label}")
@@ -119,14 +121,17 @@ def _earlier_scores(file: Path, begun: dict[str, Any], result: Evaluation) -> li
 
 
 def score_targets(result: Evaluation, file: Path | None = None) -> None:
-    """Score the model on each target that has no score yet, and write the results file after each."""
+    """Score the model on each target that has no score yet, and write the results file before them and after each."""
     model = result.model
     for target in result.targets:
         check_classes(model.space, target.domain)
         model.plan(target.domain.dataset)
-    for target in result.targets[len(result.scores) :]:
-        predict = predict_as(model, target.domain)
-        result.scores.append(score_domain(predict, model.space, target.domain, split=target.split))
-        if file is not None:
-            file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
-            write_json(file, result.to_json())
+    if file is not None:
+        write_json(file, result.to_json())
+        file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
+    with begun():
+        for target in result.targets[len(result.scores) :]:
+            predict = predict_as(model, target.domain)
+            result.scores.append(score_domain(predict, model.space, target.domain, split=target.split))
+            if file is not None:
+                write_json(file, result.to_json())

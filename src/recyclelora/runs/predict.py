@@ -25,6 +25,7 @@ from recyclelora.errors import UserError
 from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import Predictor, load
+from recyclelora.stopping import begun
 
 RECORD = "predictions.jsonl"
 PICTURES = ("labels", "overlay")
@@ -80,11 +81,12 @@ def predict(
     made = Predictions()
     with locked(out):
         record.begin(settings, anew=overwrite)
-        for name, file in tqdm(files.items(), "predicting", disable=None):
-            try:
-                _predict_one(model, name, file, out, opacity, record, made)
-            except UnreadableImageError as error:
-                made.failed[file] = str(error)
+        with begun():
+            for name, file in tqdm(files.items(), "predicting", disable=None):
+                try:
+                    _predict_one(model, name, file, out, opacity, record, made)
+                except UnreadableImageError as error:
+                    made.failed[file] = str(error)
     return made
 
 

@@ -20,6 +20,7 @@ from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
+from recyclelora.stopping import begun
 from recyclelora.training.checkpoint import newest_whole
 from recyclelora.training.divergence import check_result
 from recyclelora.training.loop import fit
@@ -72,12 +73,13 @@ def train(
                 _start(run, dataset, anew=resume or overwrite)
             else:
                 run.write()
-        module = SegmentationModule(segmenter, recipe)
-        fit(run, module, dataset, rare, checkpoint)
-        module.take_averages()
-        check_result(out, recipe.steps, module, segmenter.head)
-        if leads:
-            run.save_result(segmenter)
+        with begun():
+            module = SegmentationModule(segmenter, recipe)
+            fit(run, module, dataset, rare, checkpoint)
+            module.take_averages()
+            check_result(out, recipe.steps, module, segmenter.head)
+            if leads:
+                run.save_result(segmenter)
         return run
 
 
