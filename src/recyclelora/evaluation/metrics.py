@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64, UInt8
 from recyclelora.data.labels import IGNORE
 
 PIXELS_AT_ONCE = 2**20
-"""How many pixels are counted at once: each takes some 40 bytes meanwhile."""
+"""How many pixels are counted at once: each takes some 30 bytes meanwhile."""
 
 
 class ConfusionMatrix:
