@@ -41,7 +41,7 @@ from recyclelora.runs.run import Run, open_finished, open_run
 from recyclelora.runs.seal import FACTS_KEY, FILES_KEY
 from recyclelora.study.cell import Cell, CellResult, read_result
 from recyclelora.study.summary import summarise
-from recyclelora.training.checkpoint import SafetensorsCheckpointIO
+from recyclelora.training.checkpoint import read_state, write_state
 
 Read = Callable[[], Any]
 
@@ -379,14 +379,14 @@ def result(random: Random, place: Path) -> Read:
 def _checkpoint(place: Path) -> bytes:
     file = place / "checkpoint.safetensors"
     state = {"state_dict": {"a": torch.ones(3)}, "optimizer_states": [{"x": (1, None, 2.5)}], "global_step": 3}
-    SafetensorsCheckpointIO().save_checkpoint(state, file)
+    write_state(file, state)
     return file.read_bytes()
 
 
 def checkpoint(random: Random, place: Path) -> Read:
     file = place / "changed.safetensors"
     file.write_bytes(other_bytes(random, _checkpoint(place)))
-    return lambda: SafetensorsCheckpointIO().load_checkpoint(file)
+    return lambda: read_state(file)
 
 
 @cache

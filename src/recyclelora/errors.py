@@ -20,7 +20,8 @@ class DivergedError(UserError):
 class MissingExtraError(UserError, ImportError):
     """A part of the project needs packages that are not installed."""
 
-    def __init__(self, what: str, package: str) -> None:
+    def __init__(self, what: str, module: str) -> None:
+        package = module.partition(".")[0]
         super().__init__(
             f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[segment]"'
         )

@@ -52,8 +52,8 @@ def done(monkeypatch):
         done["scored"].append((predict.func.__self__.run.path.name, domain.label, len(domain)))
         return plain_score(predict, trained, domain, *arguments)
 
-    plain_fit, plain_score = training._fit, grid.score_domain
-    monkeypatch.setattr(training, "_fit", fit)
+    plain_fit, plain_score = training.fit, grid.score_domain
+    monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(grid, "score_domain", score)
     return done
 
@@ -120,7 +120,7 @@ def test_nothing_is_done_twice_and_other_images_are_scored_again(run_demo, camvi
 
 
 def test_the_demo_goes_on_where_it_stopped(run_demo, done, monkeypatch, tmp_path):
-    counted = training._fit
+    counted = training.fit
 
     def power_cut(run, *arguments):
         if run.path.name == "recyclelora--0":
@@ -128,7 +128,7 @@ def test_the_demo_goes_on_where_it_stopped(run_demo, done, monkeypatch, tmp_path
         counted(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_fit", power_cut)
+        patch.setattr(training, "fit", power_cut)
         code, _, err = run_demo()
     assert (code, "power cut" in err) == (1, True)
     assert not (tmp_path / "demo/report.html").exists()

@@ -98,7 +98,7 @@ def save_factors(entry: Path, factors: Factors) -> None:
     facts = {"key": entry.stem, "sha256": _sha256("", *(tensors[name] for name in sorted(tensors)))}
     try:
         save_tensors(entry, tensors, facts)
-    except (OSError, SafetensorError) as error:
+    except (UserError, SafetensorError) as error:
         raise UserError(
             f"{entry.parent}: factors cannot be written there ({error}); set RECYCLELORA_CACHE to a folder that you "
             "can write to, or switch the cache off"

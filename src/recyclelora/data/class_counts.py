@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from recyclelora.data.domain import Domain
-from recyclelora.errors import printable
+from recyclelora.errors import UserError, printable
 from recyclelora.files import cache_folder, save_tensors
 
 FORMAT = "recyclelora class counts 1"
@@ -51,7 +51,7 @@ def class_counts(domain: Domain) -> Int64[np.ndarray, "images classes"]:
         counts = np.stack(list(tqdm(rows, printable(f"counting classes of {domain.label}"), len(domain), disable=None)))
     try:
         save_tensors(entry, {"counts": torch.from_numpy(counts)})
-    except (OSError, SafetensorError) as error:
+    except (UserError, SafetensorError) as error:
         warnings.warn(
             f"{entry.parent}: the counts of classes cannot be kept there ({error}); set RECYCLELORA_CACHE to a folder "
             "that you can write to, or each training counts again",
