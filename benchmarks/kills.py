@@ -32,7 +32,7 @@ from PIL import Image
 
 from recyclelora import files
 from recyclelora.evaluation.evaluate import evaluate
-from recyclelora.files import write_json
+from recyclelora.files import read_json, write_json
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.predict import predict
 from recyclelora.runs.run import versions
@@ -237,8 +237,9 @@ def try_out(trial: Trial, place: Path, every: int = 1, first: int = 1) -> Counte
         if not killed(lambda torn=torn: trial.call(torn), at):  # type: ignore[misc]
             return counts
         counts["kills"] += 1
-        if {name: content for name, content in found_in(torn).items() if not name.endswith(".part")} == before:
-            counts["before anything was changed"] += 1
+        found = {name: content for name, content in found_in(torn).items() if not name.endswith((".part", ".lock"))}
+        if found in (before, wanted):
+            counts["before anything was changed" if found == before else "after all was done"] += 1
             shutil.rmtree(torn)
             at += every
             continue
@@ -278,22 +279,26 @@ def _whole(file: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="kill at every so many changes of files")
+    parser.add_argument("--only", nargs="+", help="these kinds of work; the results of the others stay")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a process with threads cannot be forked
-    started, result = time.monotonic(), {}
+    result: dict[str, Any] = read_json(options.results) if options.only else {}
     with tempfile.TemporaryDirectory() as folder:
         for number, trial in enumerate(trials(Path(folder))):
+            if options.only and trial.name not in options.only:
+                continue
             place = Path(folder) / str(number)
             place.mkdir()
-            result[trial.name] = dict(try_out(trial, place, options.every))
+            began = time.monotonic()
+            counts = dict(try_out(trial, place, options.every))
+            result[trial.name] = counts | {"seconds": round(time.monotonic() - began)}
             print(f"{trial.name}: {json.dumps(result[trial.name])}", flush=True)
     total = Counter[str]()
-    for counts in result.values():
-        total.update(counts)
-    seconds = round(time.monotonic() - started)
-    print(f"all: {json.dumps(dict(total))}, {seconds} s", flush=True)
-    facts = {"all": dict(total), "seconds": seconds, "cores": os.cpu_count(), "versions": versions()}
+    for name in result.keys() - {"all", "cores", "versions"}:
+        total.update(result[name])
+    print(f"all: {json.dumps(dict(total))}", flush=True)
+    facts = {"all": dict(total), "cores": os.cpu_count(), "versions": versions()}
     write_json(options.results, result | facts)
     if total["right"] < total["calls afterwards"]:
         raise SystemExit(1)
