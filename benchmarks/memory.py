@@ -56,8 +56,12 @@ def make_run(folder: Path) -> None:
     info = {
         "classes": {"names": CITYSCAPES.names, "colours": CITYSCAPES.colours},
         "weights_sha256": segmenter.backbone.weights_sha256,
-        "parameters": {"adapters": 0, "head": sum(p.numel() for p in segmenter.head.parameters())},
-        "sources": [{"label": "streets", "images": 0}],
+        "parameters": {
+            "backbone": sum(p.numel() for p in segmenter.backbone.parameters()),
+            "adapters": 0,
+            "head": sum(p.numel() for p in segmenter.head.parameters()),
+        },
+        "sources": [{"label": "streets", "images": 0, "fingerprint": "of no images"}],
     }
     run = Run(folder, recipe, info)
     run.write()
