@@ -164,12 +164,20 @@ def trials(place: Path) -> list[Trial]:
     def predicted(out: Path) -> None:
         predict(run, [place / "town" / "images"], out)
 
+    def predicted_otherwise(out: Path) -> None:  # into the folder of images, where pictures could be taken for images
+        shutil.copytree(place / "town" / "images", out)
+        predict(run, [out], out, opacity=0.3, overwrite=True)
+
+    def predicted_anew(out: Path) -> None:
+        predict(run, [out], out, overwrite=True)
+
     return [
         Trial("train", nothing, started, (resumed, replaced)),
         Trial("train --overwrite", finished, replaced, (resumed, replaced)),
         Trial("train --resume", stopped, resumed, (resumed, replaced)),
         Trial("evaluate", nothing, evaluated, (evaluated,)),
         Trial("predict", nothing, predicted, (predicted,)),
+        Trial("predict --overwrite", predicted_otherwise, predicted_anew, (predicted_anew,)),
     ]
 
 

@@ -94,7 +94,7 @@ def _options(
         bool, typer.Option("--version", help="Show the version and stop.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options before the verb; `run` reads `--debug`. How data are read is told as soon as they are opened."""
+    """Options before the verb; `run` reads `--debug`. How data are read is printed once they are opened."""
     from recyclelora.pages.tables import said
 
     context.with_resource(said("recyclelora.data.opening"))
@@ -393,7 +393,7 @@ def run() -> None:
 
 
 def _in_one_line(error: Exception, arguments: Sequence[str]) -> str:
-    """What the user is told about an error; where it may be a fault of the program, also how to see more."""
+    """The line that says what is wrong; where it may be a fault of the program, also how to see more."""
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
         verb = next((word for word in arguments if not word.startswith("-")), "this")
         error = MissingExtraError(f"recyclelora {verb}", error.name or str(error))

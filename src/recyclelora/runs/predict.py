@@ -22,7 +22,7 @@ from recyclelora.data.decoding import read_image
 from recyclelora.data.finding import find_images
 from recyclelora.data.stored import read_file
 from recyclelora.errors import UserError
-from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes
+from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes, write_text
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.stopping import begun
@@ -144,10 +144,14 @@ def _refuse_links(picture: Path, out: Path) -> None:
 
 def _settings(model: Predictor, opacity: float) -> dict[str, Any]:
     """What the pictures of an image depend on."""
-    facts = model.run.info["weights_sha256"], model.run.trained_sha256
-    settings = {"weights_sha256": facts[0], "trained_sha256": facts[1], "opacity": opacity}
-    settings |= {"evaluation": model.evaluation.model_dump(mode="json"), "colours": model.space.colours}
-    read: dict[str, Any] = json.loads(json.dumps(settings))
+    settings = {
+        "weights_sha256": model.run.info["weights_sha256"],
+        "trained_sha256": model.run.trained_sha256,
+        "opacity": opacity,
+        "evaluation": model.evaluation.model_dump(mode="json"),
+        "colours": model.space.colours,
+    }
+    read: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from the file
     return read
 
 
@@ -175,13 +179,15 @@ class _Record:
     def begin(self, settings: Mapping[str, Any], anew: bool) -> None:
         """Write the settings if they are not there, or `anew`; the list of images that have pictures stays."""
         if anew or self.settings is None:
-            known, self.hashes = self.hashes, {}
-            self.file.unlink(missing_ok=True)
-            append_line(self.file, json.dumps(settings))
-            for name in known:
-                self.add(name, None)
+            self.hashes = dict.fromkeys(self.hashes)
+            lines = [json.dumps(settings), *(_line(name, None) for name in self.hashes)]
+            write_text(self.file, "".join(f"{line}\n" for line in lines))
 
     def add(self, name: str, sha256: str | None) -> None:
         """List an image."""
-        append_line(self.file, json.dumps({"image": name, "sha256": sha256}))
+        append_line(self.file, _line(name, sha256))
         self.hashes[name] = sha256
+
+
+def _line(name: str, sha256: str | None) -> str:
+    return json.dumps({"image": name, "sha256": sha256})

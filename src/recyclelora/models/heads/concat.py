@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from recyclelora.models.heads.head import Head, check_sizes, pixel_cross_entropy, upsampled
+from recyclelora.models.heads.head import PixelHead, check_sizes, upsampled
 
 
-class ConcatHead(Head):
+class ConcatHead(PixelHead):
     """Two learned upsamplings by 2 of four concatenated feature maps.
 
     The backbone's final norm is applied to every map, because the head has no norms that would bring the maps to one
@@ -58,15 +58,6 @@ class ConcatHead(Head):
         """Logits in float32 or more, rescaled to `size` = (h, w)."""
         reduced = self.projection(torch.cat(features, 1))
         return upsampled(self.classifier(F.gelu(self.upsampling(reduced))), size)
-
-    def loss(
-        self,
-        features: list[Float[Tensor, "b _ _ _"]],
-        labels: Int64[Tensor, "b h w"],
-        keys: Sequence[int] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Cross-entropy of the labelled pixels at the labels' size."""
-        return pixel_cross_entropy(self(features, labels.shape[-2:]), labels)
 
 
 HEAD = ConcatHead

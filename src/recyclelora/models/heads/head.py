@@ -86,3 +86,16 @@ def pixel_cross_entropy(logits: Float[Tensor, "b classes h w"], labels: Int64[Te
     """Cross-entropy, averaged over the labelled pixels of all processes; 0 if there are none."""
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total / mean_over_processes((labels != IGNORE).sum().to(total.dtype)).clamp(min=1)
+
+
+class PixelHead(Head):
+    """A head with one logit per class and pixel, whose loss is their cross-entropy."""
+
+    def loss(
+        self,
+        features: list[Float[Tensor, "b _ _ _"]],
+        labels: Int64[Tensor, "b h w"],
+        keys: Sequence[int] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of the labelled pixels at the labels' size."""
+        return pixel_cross_entropy(self(features, labels.shape[-2:]), labels)

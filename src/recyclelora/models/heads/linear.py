@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from recyclelora.models.heads.head import Head, pixel_cross_entropy, upsampled
+from recyclelora.models.heads.head import PixelHead, upsampled
 
 
-class LinearHead(Head):
+class LinearHead(PixelHead):
     """A 1 x 1 convolution on the last feature map, after the backbone's final norm."""
 
     FINAL_NORM = True
@@ -27,15 +27,6 @@ class LinearHead(Head):
     ) -> Float[Tensor, "b classes h w"]:
         """Logits in float32 or more, rescaled to `size` = (h, w)."""
         return upsampled(self.classifier(features[-1]), size)
-
-    def loss(
-        self,
-        features: list[Float[Tensor, "b _ _ _"]],
-        labels: Int64[Tensor, "b h w"],
-        keys: Sequence[int] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Cross-entropy of the labelled pixels at the labels' size."""
-        return pixel_cross_entropy(self(features, labels.shape[-2:]), labels)
 
 
 HEAD = LinearHead
