@@ -35,13 +35,13 @@ from recyclelora.models.weights import load_weights
 from recyclelora.published.importing import read_checkpoint
 from recyclelora.recipe import Recipe, changed, make_recipe, read_recipe, read_value
 from recyclelora.runs.build import build
+from recyclelora.runs.checkpoint import read_state, write_state
 from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.predictor import load
 from recyclelora.runs.run import Run, open_finished, open_run
 from recyclelora.runs.seal import FACTS_KEY, FILES_KEY
 from recyclelora.study.cell import Cell, CellResult, read_result
 from recyclelora.study.summary import summarise
-from recyclelora.training.checkpoint import read_state, write_state
 
 Read = Callable[[], Any]
 

@@ -34,9 +34,9 @@ from recyclelora import files
 from recyclelora.evaluation.evaluate import evaluate
 from recyclelora.files import read_json, write_json
 from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.runs.checkpoint import read_state
 from recyclelora.runs.predict import predict
 from recyclelora.runs.run import versions
-from recyclelora.training.checkpoint import read_state
 from recyclelora.training.train import train
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"

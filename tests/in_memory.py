@@ -30,6 +30,9 @@ class Memory:
     def stamp(self, index):
         return f"{self.given[index].tolist()}"
 
+    def only(self, indices):
+        return Memory([self.given[i] for i in indices], [self.red[i] for i in indices])
+
     def fingerprint(self):
         return f"fingerprint of {len(self)}"
 

@@ -20,7 +20,7 @@ from recyclelora.errors import MissingExtraError, UserError, explained, printabl
 from recyclelora.files import check_place
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
-from recyclelora.pages.terminal import prepare_terminal
+from recyclelora.pages.terminal import ToStandardError, heard, prepare_terminal
 from recyclelora.published import KINDS
 from recyclelora.stopping import Stopped, stopping_at_once
 
@@ -94,10 +94,14 @@ def _options(
         bool, typer.Option("--version", help="Show the version and stop.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options before the verb; `run` reads `--debug`. How data are read is printed once they are opened."""
-    from recyclelora.pages.tables import said
+    """Options before the verb; `run` reads `--debug`.
 
-    context.with_resource(said("recyclelora.data.opening"))
+    How data are read is printed once they are opened, and how far long work is goes to standard error.
+    """
+    from recyclelora.pages.tables import SaidOnce
+
+    context.with_resource(heard("recyclelora.data.opening", SaidOnce()))
+    context.with_resource(heard("recyclelora.progress", ToStandardError()))
 
 
 @app.command()

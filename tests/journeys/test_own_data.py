@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import recyclelora
 from miniatures import write_folder
 from recyclelora.recipe import read_recipe
+from recyclelora.runs.checkpoint import read_state
 from recyclelora.runs.predict import predict
 from recyclelora.study.compare import Variant
-from recyclelora.training.checkpoint import read_state
 from recyclelora.training.recorder import Recorder
 from recyclelora.training.train import train
 

@@ -20,7 +20,7 @@ from recyclelora.methods import METHODS, get_method
 from recyclelora.models.backbone import Backbone
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, build
-from recyclelora.training.checkpoint import read_state, write_state
+from recyclelora.runs.checkpoint import read_state, write_state
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.train import train
 from tiny_methods import HEADS, NAMES, learn, outputs, tiny_recipe, unsealed

@@ -218,7 +218,7 @@ def test_on_a_terminal_there_is_one_bar_of_all_trainings(town, tmp_path):
             shown += read
     os.close(ours)
     assert process.wait() == 0, shown
-    assert b"steps of 1 trainings: 100%" in shown
+    assert b"all trainings: 100%" in shown
     for bar in (b"training recyclelora", b"evaluating", b"of the weights"):
         assert bar not in shown
 

@@ -11,8 +11,8 @@ from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.recipe import make_recipe
+from recyclelora.runs.checkpoint import newest_whole, read_state, write_state
 from recyclelora.runs.run import open_run
-from recyclelora.training.checkpoint import newest_whole, read_state, write_state
 from recyclelora.training.divergence import LARGEST, LossWatch, check_result, check_step
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.train import train
@@ -93,7 +93,7 @@ def test_a_checkpoint_with_nan_is_neither_written_nor_read(tmp_path, monkeypatch
     refused(lambda: write_state(path, state), path, "not written", "/state_dict/weight", "lower optim.lr")
     assert read_state(path)["state_dict"]["weight"].tolist() == [1, 1, 1]
     with monkeypatch.context() as patch:
-        patch.setattr("recyclelora.training.checkpoint.nonfinite", lambda state: None)
+        patch.setattr("recyclelora.runs.checkpoint.nonfinite", lambda state: None)
         write_state(path, state)
     refused(lambda: read_state(path), path, "NaN or infinity at /state_dict/weight")
 
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_leads_to_the_one_before(damage, stopped, town, mon
         state = read_state(cut.checkpoint)
         state["state_dict"][next(iter(state["state_dict"]))].view(-1)[0] = float("nan")
         with monkeypatch.context() as patch:
-            patch.setattr("recyclelora.training.checkpoint.nonfinite", lambda state: None)
+            patch.setattr("recyclelora.runs.checkpoint.nonfinite", lambda state: None)
             write_state(cut.checkpoint, state)
     if damage == "missing":
         train(recipe(town), cut.path, resume=True)

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Int64
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from tqdm import tqdm
 
 from recyclelora.data.domain import Domain
-from recyclelora.errors import UserError, printable
+from recyclelora.errors import UserError
 from recyclelora.files import cache_folder, save_tensors
+from recyclelora.pages.progress import shown
 
 FORMAT = "recyclelora class counts 1"
 THREADS = 8
@@ -48,7 +48,7 @@ def class_counts(domain: Domain) -> Int64[np.ndarray, "images classes"]:
         return counts
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         rows = pool.map(partial(_count, domain), range(len(domain)))
-        counts = np.stack(list(tqdm(rows, printable(f"counting classes of {domain.label}"), len(domain), disable=None)))
+        counts = np.stack(list(shown(rows, f"counting classes of {domain.label}", "images", len(domain))))
     try:
         save_tensors(entry, {"counts": torch.from_numpy(counts)})
     except (UserError, SafetensorError) as error:

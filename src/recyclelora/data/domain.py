@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -16,7 +17,8 @@ from recyclelora.data.labels import Labelling, LabelSpace
 class Source(Protocol):
     """Reads images and labels from files or from a renderer. Labels hold the ids as stored or rendered.
 
-    `labels` reads no image if it can do without; `stamp` is a text that changes when a label changes.
+    `labels` reads no image if it can do without; `stamp` is a text that changes when a label changes; `only` has just
+    the images of these indices.
     """
 
     def __len__(self) -> int: ...
@@ -30,6 +32,8 @@ class Source(Protocol):
     def labels(self, index: int) -> UInt8[np.ndarray, "h w"]: ...
 
     def stamp(self, index: int) -> str: ...
+
+    def only(self, indices: Sequence[int]) -> Source: ...
 
     def fingerprint(self) -> str: ...
 
@@ -83,6 +87,10 @@ class Domain:
         """One RGB image and its labels in the scored label space."""
         image, labels = self.source.read(index)
         return image, _converted(labels, self.labelling.to_score)
+
+    def only(self, indices: Sequence[int]) -> Domain:
+        """The domain with only the images of these indices, in their order."""
+        return replace(self, source=self.source.only(indices))
 
     def fingerprint(self) -> str:
         """SHA-256 that changes with the data: of file names and sizes, or of the renderer's version and the seeds."""

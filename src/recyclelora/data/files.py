@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -125,6 +125,10 @@ class LabelledFiles:
                 f"({unknown.sum()} unknown pixels), expected {min(self.ids)} to {max(self.ids)} or {IGNORE} (ignored); "
                 "convert the label or correct the list of classes"
             )
+
+    def only(self, indices: Sequence[int]) -> LabelledFiles:
+        """Only the images of these indices."""
+        return replace(self, pairs=[self.pairs[index] for index in indices])
 
     def fingerprint(self) -> str:
         """SHA-256 of the sorted paths below the root, sizes in bytes, halving and how labels are read.

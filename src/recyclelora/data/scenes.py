@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,10 @@ class StreetScenes:
     def stamp(self, index: int) -> str:
         """The renderer's version, and the domain and seed of a scene."""
         return f"streets {streets.VERSION} {self.name(index)}"
+
+    def only(self, indices: Sequence[int]) -> StreetScenes:
+        """Only the scenes of these indices."""
+        return replace(self, seeds=[self.seeds[index] for index in indices])
 
     def _render(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         scene = streets.render(self.seeds[index], self.domain)

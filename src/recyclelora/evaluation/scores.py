@@ -15,13 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from recyclelora.data.domain import Domain
 from recyclelora.data.labels import LabelSpace
-from recyclelora.errors import UserError, printable
+from recyclelora.errors import UserError
 from recyclelora.evaluation.bootstrap import resampled_miou
 from recyclelora.evaluation.metrics import ConfusionMatrix
+from recyclelora.pages.progress import shown
 
 Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
 
@@ -58,7 +58,7 @@ class Scores:
 
 
 def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: int = 0, split: str = "") -> Scores:
-    """Run a model over all images of a domain, with a progress bar on a terminal.
+    """Run a model over all images of a domain, and show how far it is.
 
     Args:
         predict: RGB image -> train ids at its size.
@@ -72,20 +72,27 @@ def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: i
     check_classes(trained, domain)
     matrix = ConfusionMatrix(len(domain.score_space))
     counts = []
-    for index in tqdm(range(len(domain)), printable(f"evaluating {domain.label}"), disable=None):
+    for index in shown(range(len(domain)), f"evaluating {domain.label}", "images"):
         image, truth = domain.read_scored(index)
         before = matrix.counts.copy()
         matrix.update(truth, scored_prediction(predict, domain, image))
         counts.append(matrix.counts - before)
-    iou = matrix.iou()
+    resampled = [_number(round(miou, 5)) for miou in resampled_miou(np.stack(counts), draws)] if draws else []
+    return scores_of(matrix, domain, split, resampled)
+
+
+def scores_of(
+    matrix: ConfusionMatrix, domain: Domain, split: str = "", resampled: Sequence[float | None] = ()
+) -> Scores:
+    """The scores of all images of a domain, from their counts."""
     return Scores(
         label=domain.label,
         images=len(domain),
         fingerprint=domain.fingerprint(),
         miou=_number(matrix.miou()),
-        iou={name: _number(value) for name, value in zip(domain.score_space.names, iou, strict=True)},
+        iou={name: _number(value) for name, value in zip(domain.score_space.names, matrix.iou(), strict=True)},
         confusion=matrix.counts.tolist(),
-        resampled=[_number(round(miou, 5)) for miou in resampled_miou(np.stack(counts), draws)] if draws else [],
+        resampled=list(resampled),
         split=split,
     )
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 PALETTE = ("#8a94a6", "#1769aa", "#d1495b", "#2a9d8f", "#e9a23b", "#6a4c93")
+POINTS = 800
+"""More points than this are not told apart in a plot of a page's width, but make the page large."""
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6e8ec", "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "r",
@@ -27,10 +30,38 @@ def loss_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
         axes = figure.subplots()
         strong = []
         for (steps, losses), colour in zip(curves.values(), itertools.cycle(PALETTE), strict=False):
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-            strong += axes.plot(steps, _running_mean(losses, 20), color=colour, linewidth=1.8)
+            strong += _loss_curve(axes, steps, losses, colour)
         axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
         axes.legend(strong, list(curves), frameon=False)
+        return _svg(figure)
+
+
+def training_curves(
+    losses: tuple[Sequence[int], Sequence[float]],
+    scores: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    steps: int,
+) -> str:
+    """Training loss and, in a panel below it, the mIoU in percent of each source's validation, over all `steps`.
+
+    Args:
+        losses: steps and their losses.
+        scores: steps and mIoU in 0..1, by the name of the line; without any there is no second panel.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6 if scores else 2.8), layout="constrained")
+        panels = np.ravel(figure.subplots(1 + bool(scores), 1, sharex=True, squeeze=False))
+        if losses[0]:
+            _loss_curve(panels[0], *losses, PALETTE[1])
+        panels[0].set(ylabel="training loss", ylim=(0, None))
+        for (name, (places, values)), colour in zip(scores.items(), itertools.cycle(PALETTE[2:]), strict=False):
+            heights = [100 * value for value in values]
+            panels[1].plot(
+                places, heights, color=colour, marker="o", markersize=4, linewidth=1.8, label=name, clip_on=False
+            )
+        if scores:
+            panels[1].set(ylabel="validation mIoU (%)", ylim=(0, None))
+            panels[1].legend(frameon=False, loc="lower right")
+        panels[-1].set(xlabel="step", xlim=(0, steps))
         return _svg(figure)
 
 
@@ -178,8 +209,22 @@ def class_distribution(shares: Mapping[str, Mapping[str, float]]) -> str:
         return _svg(figure)
 
 
-def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    return [float(np.mean(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))]
+def _loss_curve(axes: Any, steps: Sequence[int], losses: Sequence[float], colour: str) -> list[Any]:
+    """A faint line for single steps and a strong one for the mean over 20; at most `POINTS` points each."""
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int))
+    places, single = np.asarray(steps)[shown], np.asarray(losses, float)
+    axes.plot(places, single[shown], color=colour, alpha=0.25, linewidth=0.8)
+    strong: list[Any] = axes.plot(places, running_mean(single, 20)[shown], color=colour, linewidth=1.8)
+    return strong
+
+
+def running_mean(values: Float64[np.ndarray, " n"], width: int) -> Float64[np.ndarray, " n"]:
+    """The mean of each value and of the `width` - 1 values before it, or of as many as there are."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - width)
+    means: Float64[np.ndarray, " n"] = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
 
 
 def _svg(figure: Figure) -> str:

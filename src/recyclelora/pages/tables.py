@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -24,34 +23,19 @@ def say(text: str) -> None:
         Console().print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
-class _Once(logging.Handler):
-    """Prints each line once, however often it is logged."""
+class SaidOnce(logging.Handler):
+    """Prints each line that is logged once, however often it is."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a line that is new."""
         text = printable(record.getMessage())
         if text not in self.said:
             self.said.add(text)
             say(text)
-
-
-@contextmanager
-def said(name: str) -> Iterator[None]:
-    """Print what a logger of this name reports."""
-    logger, handler = logging.getLogger(name), _Once()
-    before, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        logger.propagate = propagate
 
 
 def print_table(

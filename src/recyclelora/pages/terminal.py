@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from recyclelora.errors import printable
 
@@ -16,6 +20,31 @@ def prepare_terminal() -> None:
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*is deprecated")
     warnings.showwarning = _show_warning
+
+
+@contextmanager
+def heard(name: str, handler: logging.Handler) -> Iterator[None]:
+    """While it lasts, a handler gets what a logger of this name reports at the level INFO, and nothing else does."""
+    logger = logging.getLogger(name)
+    before, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagate
+
+
+class ToStandardError(logging.Handler):
+    """Prints what is logged to standard error as plain lines, at once; of several processes only the first prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(printable(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

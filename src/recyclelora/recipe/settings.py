@@ -136,14 +136,27 @@ class EvaluationSettings(Settings):
         return make_plan(own.pop("protocol"), dataset, crop, patch, **own)
 
 
+class ValidationSettings(Settings):
+    """Scores on images of the sources that are not trained on, every `every` steps; never on a target.
+
+    From each source `images` images are taken, evenly spaced, from its split `val`. If it has none, or the recipe's
+    targets are scored on it, they are drawn at random from the seed and left out of training: at most `share` of the
+    source's images.
+    """
+
+    every: int = Field(500, gt=0)
+    images: int = Field(100, gt=0)
+    share: float = Field(0.1, gt=0, le=0.5)
+
+
 class Recipe(Settings):
     """One training, and the targets it is evaluated on unless others are named.
 
     `sources` and `targets` are data sets as `[LABEL:]NAME[=ROOT]`; an imported model has no sources. `limit` takes this
     many images of each source, evenly spaced. `method` is one of `recyclelora.methods`; its file has the settings of
     `adapter`. `head_args` are sizes of the head that differ from its published ones, such as `{queries: 50}` for
-    `mask2former`. `batch_size` counts all images of a step, which the `devices` share. `compile` compiles backbone and
-    head with torch.
+    `mask2former`. `batch_size` counts all images of a step, which the `devices` share. `validation` is off if it is not
+    given; with it, too, the last step is the result. `compile` compiles backbone and head with torch.
     """
 
     sources: list[SourceSettings] = Field(default_factory=list)
@@ -160,6 +173,7 @@ class Recipe(Settings):
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    validation: ValidationSettings | None = None
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, gt=0)
     compile: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +63,19 @@ class _Step(_Record):
     seconds: float
 
 
+class _SourceScores(_Record):
+    images: int
+    miou: float | None
+    iou: dict[str, float | None]
+
+
+class _Validation(_Record):
+    step: int
+    seconds: float
+    miou: float | None
+    sources: dict[str, _SourceScores]
+
+
 def check_facts(file: Path, content: Any) -> None:
     """Refuse the content of a `run.json` from which no run can be opened.
 
@@ -90,13 +103,31 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is not as the training wrote it.
     """
+    return _read(file, _Step, "a step with its loss and seconds")
+
+
+def read_validations(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `validation.jsonl`, with step, seconds, miou and the scores of the sources; none if it is missing.
+
+    Raises:
+        UserError: a line is not as the training wrote it.
+    """
+    return _read(file, _Validation, "a step with its seconds, mIoU and the scores of the sources")
+
+
+def best_validation(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first of the validations with the highest mIoU; None if there is none with an mIoU."""
+    return max((line for line in lines if line["miou"] is not None), key=lambda line: float(line["miou"]), default=None)
+
+
+def _read(file: Path, kind: type[_Record], expected: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_lines(file) if file.is_file() else []
     for number, row in enumerate(rows, 1):
         try:
-            _Step.model_validate(row)
+            kind.model_validate(row)
         except ValidationError as error:
             raise UserError(
-                f"{file}: line {number} is damaged ({error.errors()[0]['msg']}), expected a step with its loss and "
-                "seconds; restore the file, or remove the line"
+                f"{file}: line {number} is damaged ({error.errors()[0]['msg']}), expected {expected}; restore the "
+                "file, or remove the line"
             ) from error
     return rows

@@ -16,13 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from recyclelora.data.decoding import read_image
 from recyclelora.data.finding import find_images
 from recyclelora.data.stored import read_file
 from recyclelora.errors import UserError
 from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes, write_text
+from recyclelora.pages.progress import shown
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.stopping import begun
@@ -82,7 +82,7 @@ def predict(
     with locked(out):
         record.begin(settings, anew=overwrite)
         with begun():
-            for name, file in tqdm(files.items(), "predicting", disable=None):
+            for name, file in shown(files.items(), "predicting", "images"):
                 try:
                     _predict_one(model, name, file, out, opacity, record, made)
                 except UnreadableImageError as error:

@@ -5,8 +5,12 @@ RUN/recipe.yaml                     all settings, resolved
                                     the files that the model depends on (see `recyclelora.runs.seal`)
     manifests/                      the images of each source, one text file per source
     metrics.jsonl                   one line per step: loss, learning rate, seconds
+    validation.jsonl                one line per validation on images of the sources that are not trained on
+    validation/                     pictures of some of these images
+    index.html                      how the training went: curves, pictures, settings
     checkpoints/last.safetensors    for `--resume`: adapter, its buffers, head, optimiser
                 previous.safetensors  the one before it, which is taken if the last one is damaged
+                best-STEP.safetensors  the weights that were best in the validation
     adapter/                        the trained part of the backbone, as the method saves it
     backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
     head.safetensors                the trained head; written last, so it marks a finished run
@@ -90,6 +94,34 @@ class Run:
     def metrics(self) -> Path:
         """One JSON line per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def validations(self) -> Path:
+        """One JSON line per validation."""
+        return self.path / "validation.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        """The folder with pictures of the validations."""
+        return self.path / "validation"
+
+    @property
+    def page(self) -> Path:
+        """The page that shows how the training went."""
+        return self.path / "index.html"
+
+    def best_checkpoint(self, step: int) -> Path:
+        """The weights that were best in the validation after a step."""
+        return self.checkpoint.with_name(f"best-{step}.safetensors")
+
+    def remove_checkpoints(self, best: int | None = None, resumable: bool = False) -> None:
+        """Remove checkpoints; the best one, of this step, and those to resume from are kept if asked for."""
+        kept = {self.checkpoint, self.older_checkpoint} if resumable else set()
+        kept |= set() if best is None else {self.best_checkpoint(best)}
+        own = [self.checkpoint, self.older_checkpoint, *self.checkpoint.parent.glob("best-*.safetensors")]
+        for file in own:
+            if file not in kept:
+                file.unlink(missing_ok=True)
 
     @property
     def adapter(self) -> Path:
@@ -256,12 +288,12 @@ def remove_run(path: Path) -> None:
 
 def _remove_files(path: Path) -> None:
     run = Run(path, Recipe(), {})
-    files = [path / RECIPE, path / "run.json", run.metrics, run.backbone, run.head]
-    files += [run.checkpoint, run.older_checkpoint]
+    run.remove_checkpoints()
+    files = [path / RECIPE, path / "run.json", run.metrics, run.validations, run.page, run.backbone, run.head]
     files += [run.adapter / name for name in FILES]
-    for file in (*files, *run.manifests.glob("[0-9]*_*.txt")):
+    for file in (*files, *run.manifests.glob("[0-9]*_*.txt"), *run.pictures.glob("[0-9]*_[0-9].png")):
         file.unlink(missing_ok=True)
-    for folder in (run.adapter, run.checkpoint.parent, run.manifests):
+    for folder in (run.adapter, run.checkpoint.parent, run.manifests, run.pictures):
         if folder.is_dir():
             sweep(folder)
             if not any(folder.iterdir()):

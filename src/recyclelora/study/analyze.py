@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from recyclelora.adapter.base import weight_matrix
 from recyclelora.data.domain import Domain
@@ -31,6 +30,7 @@ from recyclelora.models.segmenter import Segmenter
 from recyclelora.pages import plots
 from recyclelora.pages.page import write_page
 from recyclelora.pages.pictures import PICTURE_FILTERS
+from recyclelora.pages.progress import shown
 from recyclelora.pages.tables import print_table
 from recyclelora.runs.build import base_of
 from recyclelora.runs.predictor import load
@@ -82,7 +82,7 @@ def measure_all(updates: Sequence[Update]) -> list[dict[str, Any]]:
     """The figures of every update of a run, and the distance between main and sub in layers that have both."""
     layers = [list(group) for _, group in itertools.groupby(updates, lambda update: update.layer)]
     rows = []
-    for group in tqdm(layers, "singular vectors of the layers", disable=None):
+    for group in shown(layers, "singular vectors", "layers"):
         singular = torch.linalg.svd(group[0].base.double(), full_matrices=False)
         columns = [update.B for update in group if update.B is not None]
         distance = angle = None

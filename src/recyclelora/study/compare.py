@@ -136,7 +136,7 @@ def make_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[CellResult]:
         check_classes(sources[0].train_space, target.domain)
     present = {f"images of target {target.domain.label}": target.domain.fingerprint() for target in targets}
     for source, domain in zip(first.recipe.sources, sources, strict=True):
-        if not source.images:
+        if not (source.images or first.recipe.validation):  # each seed has other images
             present[f"images of {domain.label}"] = domain.fingerprint()
     if first.recipe.backbone.weights != "random" and any((out / "cells").glob("*.json")):
         present["base weights"] = base_hash(first.recipe)

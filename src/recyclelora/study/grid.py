@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.evaluation.bootstrap import DRAWS
@@ -32,6 +31,7 @@ from recyclelora.evaluation.scores import score_domain
 from recyclelora.evaluation.targets import open_targets
 from recyclelora.files import locked, write_json
 from recyclelora.methods import get_method
+from recyclelora.pages.progress import Progress
 from recyclelora.recipe import Recipe
 from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.predictor import Predictor, load
@@ -63,7 +63,7 @@ def run_grid(
 ) -> list[CellResult]:
     """The results of all cells, in order. Missing results are computed, `jobs` at a time, each in its own process.
 
-    A progress bar on a terminal counts the steps of all trainings. A training that diverges is a result, with its
+    The progress that is shown counts the steps of all trainings. A training that diverges is a result, with its
     `error` in place of scores. With `jobs` 0 everything runs in this process, so the peak memory is that of all cells.
     Results are kept in `records`, by default OUT/cells. Runs are removed after scoring unless `keep_runs` is set.
 
@@ -88,11 +88,11 @@ def run_grid(
         _check_alike(results, records, present)
         todo = [cell for cell in cells if results[cell.name] is None]
         total = sum(cell.recipe.steps for cell in cells)
-        with tqdm(desc=f"steps of {len(cells)} trainings", total=total, disable=None) as bar:
-            bar.update(total - sum(cell.recipe.steps for cell in todo))
+        done = total - sum(cell.recipe.steps for cell in todo)
+        with Progress("all trainings", total, "steps", done) as bar:
             for cell, result in _made_here(todo, places) if jobs == 0 else _made(todo, places, jobs, bar):
                 results[cell.name] = result
-                bar.update(sum(c.recipe.steps for c in cells if results[c.name]) - bar.n)
+                bar.advance(sum(c.recipe.steps for c in cells if results[c.name]) - bar.done)
                 _check_alike(results, records)
     return [made for cell in cells if (made := results[cell.name]) is not None]
 
@@ -116,7 +116,8 @@ def _hashes(result: CellResult) -> dict[str, str]:
     """The hashes of base weights and images that comparable results share, by the name of what they identify."""
     of_seed = f" of seed {result.seed}"
     random = result.settings.get("backbone.weights") == "random"
-    drawn = {label for label, *_, images, _ in result.settings.get("sources", ()) if images}
+    parted = "validation.every" in result.settings  # each seed leaves out other images
+    drawn = {label for label, _, _, images, *_ in result.settings.get("sources", ()) if images or parted}
     return {
         "base weights" + of_seed * random: result.weights_sha256,
         **{f"images of {s['label']}" + of_seed * (s["label"] in drawn): s["fingerprint"] for s in result.data},
@@ -129,11 +130,11 @@ def _made_here(cells: Sequence[Cell], places: Places) -> Iterator[tuple[Cell, Ce
         yield cell, _make_cell(cell, places, torch.get_num_threads())
 
 
-def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: tqdm[Any]) -> Iterator[tuple[Cell, CellResult]]:
+def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: Progress) -> Iterator[tuple[Cell, CellResult]]:
     """Yield each cell when it is finished; the bar also counts the steps of unfinished cells."""
     threads = max(1, torch.get_num_threads() // jobs)
     waiting: dict[Future[CellResult], Cell] = {}
-    todo, finished = list(cells), bar.n
+    todo, finished = list(cells), bar.done
     with _processes(jobs, threads) as pool:
         while todo or waiting:
             begun = [*waiting.values()]
@@ -151,7 +152,7 @@ def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: tqdm[Any]) -> I
             for cell, result in made:
                 finished += cell.recipe.steps
                 yield cell, result
-            bar.update(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.n)
+            bar.advance(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.done)
 
 
 @contextmanager
@@ -207,9 +208,7 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> CellResult:
         result = replace(result, error=str(error).rpartition(": ")[2])  # without the run's folder
     result = replace(result, wall_seconds=round(time.perf_counter() - started, 1))
     write_json(places.records / f"{cell.name}.json", result.to_json())
-    done = Run(folder, cell.recipe, {})
-    for checkpoint in (done.checkpoint, done.older_checkpoint):
-        checkpoint.unlink(missing_ok=True)
+    Run(folder, cell.recipe, {}).remove_checkpoints()
     if not places.keep_runs:
         remove_run(folder)
     return result

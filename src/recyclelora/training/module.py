@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,17 @@ class SegmentationModule(nn.Module):
             for name, parameter in self.trained().items():
                 value = parameter.detach()
                 self.averages[name] = self.averages.get(name, value).to(value.device).lerp(value, weight)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While it lasts, the weights are those that would be the result now: their averages, if there are any."""
+        before = {name: self.get_parameter(name).detach().clone() for name in self.averages}
+        self.take_averages()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self.get_parameter(name).data.copy_(value)
 
     def take_averages(self) -> None:
         """Replace the trained weights by their averages; nothing happens if the recipe sets no average."""

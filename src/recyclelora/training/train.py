@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from recyclelora.data.dataset import TrainingDataset
+from recyclelora.data.domain import Domain
 from recyclelora.data.labelled import check_labelled
 from recyclelora.data.opening import manifest, open_domain, parse_spec
 from recyclelora.data.transforms import Augment
-from recyclelora.errors import UserError
+from recyclelora.errors import DivergedError, UserError
 from recyclelora.files import holds_nothing, locked
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
+from recyclelora.runs.checkpoint import newest_whole
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
 from recyclelora.stopping import begun
-from recyclelora.training.checkpoint import newest_whole
 from recyclelora.training.divergence import check_result
+from recyclelora.training.held_out import HeldOut, hold_out
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
+from recyclelora.training.page import write_run_page
 from recyclelora.training.rare_classes import RareClasses, rare_classes
 
 
@@ -50,32 +54,33 @@ def train(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("started by torchrun: start the training once, with `devices` set to the number of processes")
     leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric starts the other processes once the run is written
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if leads and not holds_nothing(out):
-            held.enter_context(locked(out))
+            locks.enter_context(locked(out))
         previous = _previous(recipe, out, resume, overwrite) if leads else open_run(out)
         if previous is not None and previous.finished:
             open_finished(out)  # refuses files that have changed
             return previous
-        dataset = _dataset(recipe)
+        domains, held = hold_out(recipe, _domains(recipe))
+        dataset = TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
         rare = _rare(recipe, dataset)
         space = dataset.domains[0].train_space
         checkpoint = None if previous is None else newest_whole(previous.checkpoint, previous.older_checkpoint)
         segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
-        facts = _facts(segmenter, dataset)
+        facts = _facts(segmenter, dataset, held)
         if previous is not None:
             check_base(segmenter.backbone, previous, recipe.backbone.weights)
             _check_data(previous, facts)
         run = previous or Run(out, recipe, facts)
         if leads:
-            held.enter_context(locked(out))
+            locks.enter_context(locked(out))
             if previous is None:
-                _start(run, dataset, anew=resume or overwrite)
+                _start(run, dataset, held, anew=resume or overwrite)
             else:
                 run.write()
-        with begun():
+        with begun(), _page_at_the_end(run, held, leads):
             module = SegmentationModule(segmenter, recipe)
-            fit(run, module, dataset, rare, checkpoint)
+            fit(run, module, dataset, rare, held, checkpoint)
             module.take_averages()
             check_result(out, recipe.steps, module, segmenter.head)
             if leads:
@@ -83,22 +88,38 @@ def train(
         return run
 
 
-def _start(run: Run, dataset: TrainingDataset, anew: bool) -> None:
+@contextmanager
+def _page_at_the_end(run: Run, held: Sequence[HeldOut], leads: bool) -> Iterator[None]:
+    """Let the page of the run say how its training ended."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(UserError):  # on a full disk, say, which is what the first error is about
+            if leads:
+                write_run_page(run, held, "diverged" if isinstance(error, DivergedError) else "stopped")
+        raise
+    if leads:
+        write_run_page(run, held, "finished")
+
+
+def _start(run: Run, dataset: TrainingDataset, held: Sequence[HeldOut], anew: bool) -> None:
     """Write what a training begins with; `anew` removes what a run left in the folder."""
     if not anew and not holds_nothing(run.path):
         raise UserError(f"{run.path}: another process has begun a training there; choose another folder")
     manifests = {}
-    for number, domain in enumerate(dataset.domains, 1):
-        name = re.sub(r"[^\w.-]", "_", domain.label)
-        manifests[f"{number}_{name}.txt"] = "".join(f"{image}\n" for image in manifest(domain))
+    for part, domains in (("", dataset.domains), ("_validation", [each.domain for each in held])):
+        for number, domain in enumerate(domains, 1):
+            name = re.sub(r"[^\w.-]", "_", domain.label)
+            manifests[f"{number}_{name}{part}.txt"] = "".join(f"{image}\n" for image in manifest(domain))
     run.start(manifests)
 
 
-def _dataset(recipe: Recipe) -> TrainingDataset:
+def _domains(recipe: Recipe) -> list[Domain]:
+    """The images of the sources."""
     domains = [open_domain(source.data, "train", recipe.limit, source.images, recipe.seed) for source in recipe.sources]
     for domain in domains:
         check_labelled(domain)
-    return TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
+    return domains
 
 
 def _rare(recipe: Recipe, dataset: TrainingDataset) -> list[RareClasses | None]:
@@ -138,10 +159,13 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """The settings that the result of a training depends on. Base weights and files are compared by their hashes.
 
-    Rare classes are listed only for a source that has them, so that records which do not know this setting stay valid.
+    Rare classes and validation are listed only where there are some, so that records which do not know these settings
+    stay valid.
     """
-    free = ("workers", "checkpoint_every", "devices", "targets", "evaluation")
+    free = ("validation", "workers", "checkpoint_every", "devices", "targets", "evaluation")
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
+    if recipe.validation is not None:
+        settings["validation"] = recipe.validation.model_dump()
     specs = [parse_spec(source.data) for source in recipe.sources]
     settings["sources"] = [
         (spec.label, spec.name, spec.domain, source.images, source.weight)
@@ -151,16 +175,14 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
+def _facts(segmenter: Segmenter, dataset: TrainingDataset, held: Sequence[HeldOut]) -> dict[str, Any]:
     space = dataset.domains[0].train_space
     notes = {domain.label: domain.notes for domain in dataset.domains if domain.notes}
     return {
         "classes": {"names": space.names, "colours": space.colours},
         "weights_sha256": segmenter.backbone.weights_sha256,
-        "sources": [
-            {"label": domain.label, "images": len(domain), "fingerprint": domain.fingerprint()}
-            for domain in dataset.domains
-        ],
+        "sources": [_images(domain) for domain in dataset.domains],
+        **({"validation": [_images(each.domain) | {"split": each.split} for each in held]} if held else {}),
         "parameters": {
             "backbone": _count(segmenter.backbone) - _count(segmenter.backbone, trained=True),
             "adapters": _count(segmenter.backbone, trained=True),
@@ -171,9 +193,14 @@ def _facts(segmenter: Segmenter, dataset: TrainingDataset) -> dict[str, Any]:
     }
 
 
+def _images(domain: Domain) -> dict[str, Any]:
+    return {"label": domain.label, "images": len(domain), "fingerprint": domain.fingerprint()}
+
+
 def _check_data(run: Run, facts: dict[str, Any]) -> None:
     """Refuse to resume with other images or classes than before."""
-    for old, new in zip(run.info["sources"], facts["sources"], strict=True):
+    before, now = ([*info["sources"], *info.get("validation", ())] for info in (run.info, facts))
+    for old, new in zip(before, now, strict=True):
         if old != new:
             raise UserError(
                 f"{new['label']}: its files have changed since {run.path} was started ({old['images']} images then, "

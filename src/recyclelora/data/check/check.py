@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float64, Int64
-from tqdm import tqdm
 
 from recyclelora.data.check.faults import Fault, Rules, below, inspect
 from recyclelora.data.finding import Pair, RepeatedNameError, image_files, label_files
@@ -24,6 +23,7 @@ from recyclelora.data.layouts import explain
 from recyclelora.data.opening import BENCHMARKS, Spec, parse_spec
 from recyclelora.data.table import Benchmark
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.pages.progress import shown
 from recyclelora.stopping import leave_signals_to_parent
 
 EXAMPLES = 3
@@ -208,7 +208,7 @@ def _read(parts: Sequence[Part], rules: Rules, labelling: Labelling, workers: in
     owners = [part for part in parts for _ in part.pairs]
     findings = _findings([pair for part in parts for pair in part.pairs], rules, workers)
     known = sorted(rules.known)
-    for part, (faults, pixels) in tqdm(zip(owners, findings, strict=True), "checking", len(owners), disable=None):
+    for part, (faults, pixels) in shown(zip(owners, findings, strict=True), "checking", "images", len(owners)):
         for fault in faults:
             part.add(fault)
         totals = np.zeros(256, np.int64)

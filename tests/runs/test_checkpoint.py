@@ -16,7 +16,7 @@ from torch import nn
 
 from labelled_files import refused
 from recyclelora.errors import UserError
-from recyclelora.training.checkpoint import read_state, write_state
+from recyclelora.runs.checkpoint import read_state, write_state
 
 FLIPS = int(os.environ.get("RECYCLELORA_FLIPS", "100"))
 """Bits flipped in a checkpoint."""

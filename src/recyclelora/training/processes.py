@@ -1,0 +1,57 @@
+"""The processes of a training: how they start, agree, and end together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
+
+from recyclelora.recipe import Recipe
+from recyclelora.stopping import Request
+
+
+def launched(recipe: Recipe) -> Fabric:
+    """The processes and the precision of a recipe."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    strategy = DDPStrategy(broadcast_buffers=False) if recipe.devices > 1 else "auto"
+    fabric = Fabric(devices=recipe.devices, strategy=strategy, precision=recipe.precision)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """End the other processes if this one fails, and let go of them at the end."""
+    try:
+        yield
+        fabric.barrier()
+    except BaseException:
+        for process in getattr(fabric.strategy.launcher, "procs", ()):
+            process.kill()
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def mean(fabric: Fabric, loss: Tensor) -> float:
+    """The mean loss over the processes."""
+    found = fabric.all_reduce(loss.detach(), reduce_op="mean")
+    assert isinstance(found, Tensor)
+    return found.item()
+
+
+def agreed(fabric: Fabric, request: Request) -> int:
+    """The signal that asked one of the processes to stop; 0 if there is none. The answer is the same in all."""
+    number = request.number or 0
+    if fabric.world_size == 1:
+        return number
+    highest = torch.tensor(number, device=fabric.device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
