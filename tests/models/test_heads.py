@@ -86,6 +86,62 @@ def test_images_of_a_few_patches_do_not_depend_on_the_batch(name, shape):
         assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, list(head.parameters())))
 
 
+def unequal_labels():
+    """Four images of 16 x 16: two classes in part of it, nothing, seven classes (more than the queries), one class."""
+    labels = torch.full((4, 16, 16), IGNORE)
+    labels[0, :5, :7], labels[0, 3:5] = 1, 2
+    labels[2] = torch.arange(256).view(16, 16) % 7
+    labels[3] = 4
+    return labels
+
+
+def loss_and_gradients(head, features, labels, pieces, amounts=None):
+    """The sum of the losses of some pieces of a batch, and its gradients."""
+    inputs = [m.clone().requires_grad_() for m in features]
+    losses = [head.loss([m[own] for m in inputs], labels[own], [5, 6, 7, 8][own], amounts) for own in pieces]
+    total = torch.stack(losses).sum()
+    return [total, *torch.autograd.grad(total, [*inputs, *head.parameters()], materialize_grads=True)]
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=str)
+def dtype(request):
+    """The precision of a training: also of the tensors that are made on the way, as Fabric has it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("ends", [(1, 2, 3, 4), (2, 4), (1, 4), (4,)], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(name, ends, dtype):
+    rounding = 1e-12 if dtype == torch.float64 else 1e-4
+    head = make(name, [16] * 4, 7).to(dtype)
+    features, labels = [m.to(dtype) for m in maps(*[(4, 16, 4, 4)] * 4)], unequal_labels()
+    pieces = [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
+    amounts = sum(head.amounts(labels[own]) for own in pieces)
+    torch.testing.assert_close(amounts, head.amounts(labels), rtol=1e-6, atol=0)
+    whole = loss_and_gradients(head, features, labels, [slice(0, 4)])
+    split = loss_and_gradients(head, features, labels, pieces, amounts)
+    largest = max(gradient.abs().max().item() for gradient in whole[1:])
+    torch.testing.assert_close(split[0], whole[0], rtol=rounding, atol=0)
+    torch.testing.assert_close(split[1:], whole[1:], rtol=rounding, atol=rounding * largest)
+    assert largest > 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_loss_is_normalised_by_the_amounts_that_are_given(name):
+    head, features, labels = make(name, [16] * 4, 7), maps(*[(4, 16, 4, 4)] * 4), unequal_labels()
+    loss, amounts = head.loss(features, labels, [5, 6, 7, 8]), head.amounts(labels)
+    assert torch.equal(head.loss(features, labels, [5, 6, 7, 8], amounts), loss)
+    torch.testing.assert_close(head.loss(features, labels, [5, 6, 7, 8], 4 * amounts), loss / 4)
+
+
+@per_pixel
+def test_the_amount_of_a_pixel_head_is_the_number_of_labelled_pixels(name):
+    assert make(name, [16] * 4, 7).amounts(unequal_labels()).tolist() == [5 * 7 + 2 * 9 + 2 * 256]
+
+
 COMPILED = """
 import sys
 import recyclelora

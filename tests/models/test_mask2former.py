@@ -35,6 +35,14 @@ def head(classes=5, **sizes):
     return Mask2FormerHead([48] * 4, classes, **{**TINY, "points": 256, **sizes})
 
 
+def labels_of(counts):
+    """Images with so many classes each, as one row of pixels; the rest is not labelled."""
+    labels = torch.full((len(counts), 64, 64), IGNORE)
+    for image, count in zip(labels, counts, strict=True):
+        image[0, :count] = torch.arange(count)
+    return labels
+
+
 @needs_reference
 def test_predictions_equal_the_published_heads(monkeypatch):
     stored = load_file(REFERENCE / "tiny_head.safetensors")
@@ -140,8 +148,24 @@ def test_an_image_without_labels_gives_a_finite_loss():
 
 @pytest.mark.parametrize("counts", [[3, 1], [3, 0, 1], [0, 0], [19]])
 def test_an_image_without_masks_counts_as_one(counts):
-    number = head().criterion.get_num_masks([torch.arange(count) for count in counts], torch.device("cpu"))
-    assert number.item() == sum(count or 1 for count in counts)
+    assert head(19).amounts(labels_of(counts))[0].item() == sum(count or 1 for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([3, 1], 4 + 16 * 0.1), ([3, 0, 1], 4 + 26 * 0.1), ([0, 0], 20 * 0.1), ([19, 2], 12 + 8 * 0.1)],
+)
+def test_each_class_takes_one_of_the_ten_queries_and_the_others_weigh_a_tenth(counts, expected):
+    assert head(19).amounts(labels_of(counts))[1].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_sum_of_class_weights_is_the_one_that_the_loss_divides_by(monkeypatch):
+    ours, sums = head(19), []
+    weight_sum = ours.criterion.weight_sum
+    monkeypatch.setattr(ours.criterion, "weight_sum", lambda *counts: sums.append(weight_sum(*counts)) or sums[-1])
+    ours.loss(maps(3), labels_of([19, 0, 2]), [7, 8, 9])
+    assert len(sums) == 1 + 4  # of the labels, and of the pairs that each prediction is matched in
+    assert len(set(sums)) == 1
 
 
 def test_an_image_without_labels_takes_its_share_of_the_mask_losses():
@@ -153,12 +177,13 @@ def test_an_image_without_labels_takes_its_share_of_the_mask_losses():
     torch.testing.assert_close(ours.loss(maps(), labels, [7, 8]) * (masks + 1), one * masks, atol=1e-3, rtol=1e-5)
 
 
-def test_the_number_of_masks_is_a_mean_over_processes(monkeypatch):
+def test_the_amounts_of_a_loss_are_a_mean_over_processes(monkeypatch):
+    ours, labels, elsewhere = head(), labels_of([3, 0]), torch.tensor([6.0, 11.0])
+    expected = ours.loss(maps(), labels, [7, 8], (torch.tensor([4.0, 3 + 17 * 0.1]) + elsewhere) / 2)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(6))  # the other process's masks
-    number = head().criterion.get_num_masks([torch.arange(3), torch.arange(0)], torch.device("cpu"))
-    assert number.item() == (3 + 1 + 6) / 2
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda amounts: amounts.add_(elsewhere))
+    torch.testing.assert_close(ours.loss(maps(), labels, [7, 8]), expected)
 
 
 def test_points_depend_only_on_the_keys():

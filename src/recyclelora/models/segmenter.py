@@ -57,9 +57,10 @@ class Segmenter(nn.Module):
         labels: Int64[Tensor, "b h w"],
         sizes: Int64[Tensor, "b 2"] | None = None,
         keys: Sequence[int] | None = None,
+        amounts: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The head's loss on a batch; `sizes` as in `features`, `keys` number the images (see `Head.loss`)."""
-        return self.head.loss(self.features(images, sizes), labels, keys)
+        """The head's loss on a batch; `sizes` as in `features`, `keys` and `amounts` as in `Head.loss`."""
+        return self.head.loss(self.features(images, sizes), labels, keys, amounts)
 
     def predict(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> UInt8[np.ndarray, "h w"]:
         """Train ids of one image of any size, at its own size; see `recyclelora.models.sliding`."""

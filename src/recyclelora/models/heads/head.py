@@ -1,4 +1,4 @@
-"""The interface of a head, what heads of one logit per class share, and what makes a loss independent of processes."""
+"""The interface of a head, what heads of one logit per class share, and what a loss is normalised by."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class Head(nn.Module, ABC):
     PYRAMID: whether it takes the features of four blocks (at 1/3, 1/2, 2/3 and the end) or only of the last.
 
     A subclass is called as `Head(channels, classes, **head_args)`; `channels` has one entry per feature map.
+
+    A step's images may be spread over processes, and split into parts. Its loss is normalised by amounts of the whole
+    step, which depend on the labels alone; so the losses of the parts add up to the loss of the step.
     """
 
     FINAL_NORM: ClassVar[bool]
@@ -34,17 +37,33 @@ class Head(nn.Module, ABC):
         """Logits at `size` = (h, w), in float32 or more; the class of a pixel is the one with the highest logit."""
 
     @abstractmethod
+    def amounts(self, labels: Int64[Tensor, "b h w"]) -> Float[Tensor, " n"]:
+        """What the loss of these labels is normalised by, before it is averaged over processes.
+
+        Those of two batches add up to those of both together. They have the precision of the loss.
+        """
+
+    @abstractmethod
     def loss(
         self,
         features: list[Float[Tensor, "b _ _ _"]],
         labels: Int64[Tensor, "b h w"],
         keys: Sequence[int] | None = None,
+        amounts: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch, the same however images are spread over processes; `IGNORE` pixels do not count.
+        """The loss of a batch or of a part of it, the same however images are spread over processes.
+
+        `IGNORE` pixels do not count.
 
         Args:
             keys: one number per image, which seeds the random choices of the loss.
+            amounts: those of the whole step: the sum over its parts, averaged over the processes. If they are not
+                given, the batch is the whole step of this process.
         """
+
+    def precision(self) -> torch.dtype:
+        """The type of the loss: that of the weights, in float32 or more."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
 
 LARGEST_SIZE, MOST_LAYERS = 2**16, 100
@@ -82,20 +101,23 @@ def upsampled(logits: Float[Tensor, "b classes _ _"], size: tuple[int, int]) -> 
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def pixel_cross_entropy(logits: Float[Tensor, "b classes h w"], labels: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Cross-entropy, averaged over the labelled pixels of all processes; 0 if there are none."""
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / mean_over_processes((labels != IGNORE).sum().to(total.dtype)).clamp(min=1)
-
-
 class PixelHead(Head):
     """A head with one logit per class and pixel, whose loss is their cross-entropy."""
+
+    def amounts(self, labels: Int64[Tensor, "b h w"]) -> Float[Tensor, "1"]:
+        """The number of labelled pixels."""
+        return (labels != IGNORE).sum().to(self.precision())[None]
 
     def loss(
         self,
         features: list[Float[Tensor, "b _ _ _"]],
         labels: Int64[Tensor, "b h w"],
         keys: Sequence[int] | None = None,
+        amounts: Float[Tensor, "1"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of the labelled pixels at the labels' size."""
-        return pixel_cross_entropy(self(features, labels.shape[-2:]), labels)
+        """Cross-entropy at the labels' size, averaged over the labelled pixels of the step; 0 if there are none."""
+        if amounts is None:
+            amounts = mean_over_processes(self.amounts(labels))
+        logits = self(features, labels.shape[-2:])
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        return total / amounts[0].clamp(min=1)

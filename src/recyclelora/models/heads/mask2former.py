@@ -33,25 +33,15 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 class Loss(Mask2FormerLoss):
-    """The loss of transformers, made independent of how a step's images are spread over processes.
+    """The loss of transformers, made independent of how a step's images are spread over processes and parts.
 
-    The number of masks and the sum of class weights are means over processes, and the points of
-    each image are sampled with its own seed.
+    The number of masks and the sum of class weights are those of the whole step, and the points of each image are
+    sampled with its own seed.
     """
 
-    def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
-        """Mean number of masks over the processes, where an image without any counts as 1, as in the published head."""
-        count = torch.tensor(float(sum(max(len(labels), 1) for labels in class_labels)), device=device)
-        return mean_over_processes(count).clamp(min=1)
-
-    def loss_labels(
-        self, class_queries_logits: Tensor, class_labels: list[Tensor], indices: list[tuple[Tensor, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Cross-entropy as a sum over the queries, divided by the mean sum of class weights over the processes."""
-        losses = super().loss_labels(class_queries_logits, class_labels, indices)
-        matched, queries = sum(len(j) for _, j in indices), class_queries_logits[..., 0].numel()
-        own = losses["loss_cross_entropy"].new_tensor(matched + (queries - matched) * self.eos_coef)
-        return {"loss_cross_entropy": losses["loss_cross_entropy"] * (own / mean_over_processes(own))}
+    def weight_sum(self, matched: int, queries: int) -> float:
+        """The sum of the class weights of queries, so many of which are matched; the others weigh as "no object"."""
+        return matched + (queries - matched) * float(self.empty_weight[-1])
 
     def forward(
         self,
@@ -59,18 +49,26 @@ class Loss(Mask2FormerLoss):
         classes: Float[Tensor, "b queries classes_and_none"],
         mask_labels: list[Float[Tensor, "_ H W"]],
         class_labels: list[Int64[Tensor, " _"]],
-        num_masks: Tensor,
+        amounts: Float[Tensor, "2"],
         seeds: Sequence[int],
     ) -> dict[str, Tensor]:
-        """The three terms of one prediction; `seeds` has one seed per image for its points."""
+        """The three terms of one prediction.
+
+        Args:
+            amounts: as `Mask2FormerHead.amounts`, of the whole step.
+            seeds: one seed per image for its points.
+        """
+        num_masks, weight_sum = amounts
         indices, parts = [], []
         for i, seed in enumerate(seeds):
             with _seeded(seed, masks.device):
                 pair = self.matcher(masks[[i]], classes[[i]], mask_labels[i : i + 1], class_labels[i : i + 1])
-                parts.append(self.loss_masks(masks[[i]], mask_labels[i : i + 1], pair, num_masks))
+                parts.append(self.loss_masks(masks[[i]], mask_labels[i : i + 1], pair, num_masks.clamp(min=1)))
             indices += pair
         sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
-        return sums | self.loss_labels(classes, class_labels, indices)
+        own = weight_sum.new_tensor(self.weight_sum(sum(len(j) for _, j in indices), classes[..., 0].numel()))
+        mean = self.loss_labels(classes, class_labels, indices)["loss_cross_entropy"]
+        return sums | {"loss_cross_entropy": mean * (own / weight_sum)}
 
 
 @contextmanager
@@ -97,6 +95,11 @@ def rescaled(map_: Float[Tensor, "b c h w"], scale: float) -> Float[Tensor, "b c
     if height or width:
         map_ = F.pad(map_, (0, width, 0, height), mode="replicate")
     return F.interpolate(map_, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def classes_present(labels: Int64[Tensor, "b h w"]) -> list[Int64[Tensor, " _"]]:
+    """The classes of each image."""
+    return [ids[ids != IGNORE] for ids in (image.unique() for image in labels)]
 
 
 class Mask2FormerHead(Head):
@@ -179,29 +182,42 @@ class Mask2FormerHead(Head):
         masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
         return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
 
+    def amounts(self, labels: Int64[Tensor, "b h w"]) -> Float[Tensor, "2"]:
+        """The number of masks, and the sum of the queries' class weights.
+
+        An image without a mask counts as one, as in the published head. Each class of an image is matched with one
+        query, as long as there are queries.
+        """
+        counts = [len(ids) for ids in classes_present(labels)]
+        masks, queries = sum(max(count, 1) for count in counts), self.config.num_queries
+        weights = self.criterion.weight_sum(sum(min(count, queries) for count in counts), queries * len(counts))
+        return torch.tensor([masks, weights], dtype=self.precision(), device=labels.device)
+
     def loss(
         self,
         features: list[Float[Tensor, "b _ _ _"]],
         labels: Int64[Tensor, "b h w"],
         keys: Sequence[int] | None = None,
+        amounts: Float[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """Classes, masks and dice of the matched queries, summed over all predictions, in float32 or more.
 
         Args:
             keys: one number per image, which seeds its sampled points; drawn from torch's generator if not given.
         """
+        if amounts is None:
+            amounts = mean_over_processes(self.amounts(labels))
         if keys is None:
             keys = torch.randint(2**31, (len(labels),)).tolist()
-        present = [ids[ids != IGNORE] for ids in (image.unique() for image in labels)]
+        present = classes_present(labels)
         predictions = self.predictions(features)
         with torch.autocast(labels.device.type, enabled=False):
             masks = [image == ids[:, None, None] for image, ids in zip(labels, present, strict=True)]
             targets = [mask.to(torch.promote_types(predictions[0][1].dtype, torch.float32)) for mask in masks]
-            count = self.criterion.get_num_masks(present, labels.device).to(targets[0].dtype)
             total: Tensor = targets[0].new_zeros(())
             for layer, (classes, logits) in enumerate(predictions):
                 seeds = [(key * len(predictions) + layer) % 2**32 for key in keys]  # the CPU's generator takes 32 bits
-                terms = self.criterion(logits.to(total), classes.to(total), targets, present, count, seeds)
+                terms = self.criterion(logits.to(total), classes.to(total), targets, present, amounts, seeds)
                 total = total + sum(self.weights[name] * value for name, value in terms.items())
         return total
 
