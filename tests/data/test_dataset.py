@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from recyclelora.data.dataset import Key, TrainingDataset
+from recyclelora.data.dataset import Key, TrainingDataset, parts
 from recyclelora.data.opening import open_domain
 from recyclelora.data.transforms import Augment, Wanted
 from recyclelora.errors import UserError
@@ -108,3 +108,14 @@ def test_a_sample_that_is_drawn_for_a_class_holds_it(tmp_path):
     for key in keys[:5]:
         expected = data.augment(*data.domains[0].read(0), np.random.default_rng((2, key.number)), key.wanted)
         assert (data[key]["labels"].numpy() == expected[1]).all()
+
+
+def test_the_parts_of_a_batch_are_its_samples_in_order(domains):
+    data = TrainingDataset(domains, Augment(CROP))
+    batch = next(iter(DataLoader(data, batch_sampler=[[(number, number % 5) for number in range(6)]])))
+    halves = parts(batch, 2)
+    assert [part["number"].tolist() for part in halves] == [[0, 1, 2], [3, 4, 5]]
+    for key, value in batch.items():
+        assert torch.equal(torch.cat([part[key] for part in halves]), value)
+    with pytest.raises(RuntimeError, match="4"):
+        parts(batch, 4)

@@ -252,6 +252,7 @@ ROWS = [
     setting("batch_size=0", "batch_size: ", "found 0"),
     setting("workers=1000000", "workers: ", "less than or equal to 256"),
     setting("devices=3", "batch_size 2 cannot be shared by 3 devices"),
+    setting("accumulate=3", "2 images per device cannot be split into 3 equal parts"),
     setting("optim.lr=.inf", "optim.lr: ", "finite", "found inf"),
     setting("optim.lr=yes", "lr: found True"),
     setting("optim.lr=[a", "--set optim.lr=[a: not valid YAML", "line 1"),

@@ -1,5 +1,6 @@
-"""Two processes compute what one does: gradients of one step, and the weights of a whole training."""
+"""Two processes compute what one does, in parts or not: gradients of one step, and weights of a whole training."""
 
+import json
 import subprocess
 import sys
 
@@ -84,18 +85,21 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     sources = [a, {"data": b, "rare_classes": {"temperature": 0.1, "min_pixels": 50}}]
     values = {**SETTINGS, "sources": sources, "head": head, "head_args": HEADS[head], "precision": "64-true"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    states = []
-    for devices in (1, 2):
-        run = tmp_path / f"on-{devices}"
+    states, losses = [], []
+    for devices, accumulate in ((1, 1), (2, 1), (2, 2)):
+        run = tmp_path / f"{devices}-{accumulate}"
         command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
-        done = subprocess.run([*command, "--set", f"devices={devices}"], capture_output=True, text=True, timeout=300)
+        command += ["--set", f"devices={devices}", "--set", f"accumulate={accumulate}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("5 steps done") == 1
         assert (run / "metrics.jsonl").read_text().count("\n") == 5
         states.append(load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors"))
-    one, two = states
+        losses.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    one, two, in_parts = states
     for name, value in one.items():
         assert value.dtype == torch.float64 or not value.is_floating_point(), name
         torch.testing.assert_close(two[name], value, atol=1e-9, rtol=0)
-    losses = [(tmp_path / f"on-{d}" / "metrics.jsonl").read_text().split('"lr"')[0] for d in (1, 2)]
+        torch.testing.assert_close(in_parts[name], value, atol=1e-9, rtol=0)
     assert losses[0] == losses[1]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)

@@ -1,9 +1,12 @@
 """Every setting of a recipe changes the result of a training, and every method resumes where it stopped."""
 
+import json
+
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from schedules import of_mmengine
 
@@ -11,6 +14,7 @@ import recyclelora
 from labelled_files import refused
 from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.methods import METHODS
+from recyclelora.models.heads.linear import LinearHead
 from recyclelora.recipe import make_recipe
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.recorder import Recorder
@@ -145,6 +149,88 @@ def test_these_settings_do_not_change_the_result(change, base, sources, tmp_path
     assert same(base, trained(tmp_path / "run", sources[:1], change))
 
 
+HEAD_SIZES = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": {**SMALL_HEAD, "width": 64}}
+"""At a width of 32, Mask2Former has one channel per group of a norm: the gradient of a bias before it is noise."""
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """A source whose images have unequal labels: none in the first, one class in the second, two in the others."""
+    root = write_folder(tmp_path_factory.mktemp("unequal"))
+    for name, value in (("00", 255), ("01", 0)):
+        Image.fromarray(np.full((40, 56), value, np.uint8)).save(root / "labels" / f"{name}.png")
+    return [f"folder={root}"]
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"head": head, "head_args": sizes} for head, sizes in HEAD_SIZES.items()),
+        {"backbone.grad_checkpointing": True},
+        {"optim.average": 0.9},
+    ],
+    ids=lambda change: change.get("head", next(iter(change))),
+)
+def test_the_parts_of_a_step_train_the_weights_of_the_whole(change, unequal, tmp_path):
+    change = {**change, "precision": "64-true", "batch_size": 4, "crop": 64, "steps": 5}
+    whole = trained(tmp_path / "1", unequal, change)
+    for count in (2, 4):
+        parts = trained(tmp_path / f"{count}", unequal, {**change, "accumulate": count})
+        assert not same(parts, whole)
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, atol=1e-9, rtol=0)
+        assert losses(tmp_path / f"{count}") == pytest.approx(losses(tmp_path / "1"), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_mixed_precision_leaves_the_amounts_of_a_step_exact(count, unequal, tmp_path, monkeypatch):
+    seen, loss = [], LinearHead.loss
+
+    def watched(self, features, labels, keys=None, amounts=None):
+        seen.append((amounts.item(), (labels != 255).sum().item()))
+        return loss(self, features, labels, keys, amounts)
+
+    monkeypatch.setattr(LinearHead, "loss", watched)
+    trained(tmp_path / "run", unequal, {"precision": "bf16-mixed", "batch_size": 4, "accumulate": count})
+    assert len(seen) == 3 * count
+    for step in range(3):
+        amounts, pixels = zip(*seen[step * count : (step + 1) * count], strict=True)
+        assert set(amounts) == {sum(pixels)}
+
+
+def test_mixed_precision_trains_in_parts_to_its_rounding(unequal, tmp_path):
+    change = {"precision": "bf16-mixed", "batch_size": 4}
+    whole = trained(tmp_path / "1", unequal, change)
+    parts = trained(tmp_path / "4", unequal, {**change, "accumulate": 4})
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-3, rtol=0)
+
+
+def test_a_training_is_resumed_in_other_parts(unequal, tmp_path, monkeypatch):
+    values = {**BASE, "sources": unequal, "precision": "64-true", "batch_size": 4, "steps": 4, "checkpoint_every": 2}
+    train(make_recipe(values), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "record", cut_at(4))
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(make_recipe(values), tmp_path / "cut")
+    run = train(make_recipe({**values, "accumulate": 4}), tmp_path / "cut", resume=True)
+    assert recyclelora.load(run.path).run.recipe.accumulate == 4
+    head = load_file(run.path / "head.safetensors")
+    for name, value in load_file(tmp_path / "whole" / "head.safetensors").items():
+        torch.testing.assert_close(head[name], value, atol=1e-9, rtol=0)
+
+
+def test_a_training_in_parts_resumes_bitwise(unequal, tmp_path, monkeypatch):
+    recipe = make_recipe(
+        {**BASE, "sources": unequal, "batch_size": 4, "accumulate": 2, "steps": 4, "checkpoint_every": 2}
+    )
+    check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch)
+
+
 def test_gradient_checkpointing_changes_memory_only(base, sources, tmp_path):
     checkpointed = trained(tmp_path / "run", sources[:1], {"backbone.grad_checkpointing": True})
     for name, value in base.items():
@@ -236,18 +322,23 @@ def test_rare_classes_are_decisive_for_a_run_that_is_resumed(sources, tmp_path, 
     refused(lambda: train(plain, tmp_path / "run", resume=True), "differs from the given recipe in sources")
 
 
-def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
-    """Train it without a stop, and with one half-way; all tensors of both runs are the same."""
-    train(recipe, tmp_path / "whole")
+def cut_at(last):
+    """`Recorder.record`, with a power cut at a step."""
     record = Recorder.record
 
-    def power_cut(self, step, *args):
-        if step == 4:
+    def recorded(self, step, *args):
+        if step == last:
             raise RuntimeError("power cut")
         record(self, step, *args)
 
+    return recorded
+
+
+def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
+    """Train it without a stop, and with one half-way; all tensors of both runs are the same."""
+    train(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "record", power_cut)
+        patch.setattr(Recorder, "record", cut_at(4))
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe, tmp_path / "cut")
     train(recipe, tmp_path / "cut", resume=True)

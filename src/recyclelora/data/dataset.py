@@ -33,6 +33,18 @@ class TrainingSample(TypedDict):
     number: Int64[Tensor, ""]
 
 
+def parts(batch: TrainingSample, count: int) -> list[TrainingSample]:
+    """A batch of samples in `count` equal parts, in order.
+
+    Raises:
+        RuntimeError: its samples cannot be shared equally.
+    """
+    image, labels, size, number = (
+        value.unflatten(0, (count, -1)) for value in (batch["image"], batch["labels"], batch["size"], batch["number"])
+    )
+    return [{"image": image[i], "labels": labels[i], "size": size[i], "number": number[i]} for i in range(count)]
+
+
 class TrainingDataset(Dataset[TrainingSample]):
     """Augmented crops of the images of several domains, one domain after another.
 

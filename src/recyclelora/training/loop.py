@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recyclelora.data.dataset import TrainingDataset
+from recyclelora.data.dataset import TrainingDataset, parts
 from recyclelora.runs.checkpoint import Checkpoint
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Stopped, stopping_later
@@ -61,13 +61,17 @@ def fit(
             batch = fabric.to_device(next(batch_of_step))
             torch.manual_seed(recipe.seed + done * fabric.world_size + fabric.global_rank)
             module.schedule(done, plain.param_groups, first)
-            loss = trained(batch)
-            fabric.backward(loss)
+            amounts, losses = module.amounts(batch["labels"]), []
+            for number, part in enumerate(parts(batch, recipe.accumulate), 1):
+                with fabric.no_backward_sync(trained, enabled=number < recipe.accumulate):
+                    loss = trained(part, amounts)
+                    fabric.backward(loss)
+                losses.append(loss.detach())
             optimizer.step()
             optimizer.zero_grad()
             module.average(done)
             done += 1
-            recorder.record(done, mean(fabric, loss), plain.param_groups[0]["lr"], module)
+            recorder.record(done, mean(fabric, torch.stack(losses).sum()), plain.param_groups[0]["lr"], module)
             if validation.due(done):
                 recorder.validated(validation.score(done, request))
             stop = agreed(fabric, request)

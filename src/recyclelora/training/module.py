@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from recyclelora.adapter.optim import param_groups
 from recyclelora.data.dataset import TrainingSample
 from recyclelora.methods import get_method
+from recyclelora.models.heads.head import mean_over_processes
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 
@@ -35,10 +37,26 @@ class SegmentationModule(nn.Module):
         self.optim, self.steps, self.seed = recipe.optim, recipe.steps, recipe.seed
         self.averages: dict[str, Tensor] = {}
 
-    def forward(self, batch: TrainingSample) -> Tensor:
-        """The loss of a batch."""
+    def forward(self, batch: TrainingSample, amounts: Sequence[float] | None = None) -> Float[Tensor, ""]:
+        """The loss of a batch; that of a part of it if `amounts` has those of the whole batch.
+
+        The losses of the parts add up to that of the batch, to rounding, and so do their gradients. Only dropout, an
+        option of some methods and timm models, is drawn anew for each part, and so differs.
+        """
         keys = [self.seed * SEED_STRIDE + number for number in batch["number"].tolist()]
-        return self.segmenter.loss(batch["image"], batch["labels"], batch["size"], keys)
+        labels, of_step = batch["labels"], None
+        if amounts is not None:
+            of_step = torch.tensor(amounts, dtype=self.segmenter.head.precision(), device=labels.device)
+        return self.segmenter.loss(batch["image"], labels, batch["size"], keys, of_step)
+
+    def amounts(self, labels: Int64[Tensor, "b h w"]) -> list[float]:
+        """What the loss of a step is normalised by, from the labels that this process has of it; see `Head.amounts`.
+
+        All processes have to call it together. These are numbers, because Fabric rounds tensors that are given to
+        `forward` to bfloat16 if the precision is mixed.
+        """
+        amounts: list[float] = mean_over_processes(self.segmenter.head.amounts(labels)).tolist()
+        return amounts
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW with the groups of the recipe, before any schedule."""

@@ -42,7 +42,7 @@ def together(fabric: Fabric) -> Iterator[None]:
 
 def mean(fabric: Fabric, loss: Tensor) -> float:
     """The mean loss over the processes."""
-    found = fabric.all_reduce(loss.detach(), reduce_op="mean")
+    found = fabric.all_reduce(loss, reduce_op="mean")
     assert isinstance(found, Tensor)
     return found.item()
 

@@ -162,7 +162,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     Rare classes and validation are listed only where there are some, so that records which do not know these settings
     stay valid.
     """
-    free = ("validation", "workers", "checkpoint_every", "devices", "targets", "evaluation")
+    free = ("validation", "workers", "checkpoint_every", "devices", "accumulate", "targets", "evaluation")
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
     if recipe.validation is not None:
         settings["validation"] = recipe.validation.model_dump()
