@@ -374,3 +374,15 @@ def test_gradient_checkpointing_changes_no_gradient_and_runs_a_block_twice() -> 
 def test_normalisation_is_the_models_own() -> None:
     assert tiny(DINOV2, size=None).mean == (0.485, 0.456, 0.406)
     assert tiny(VIT).std == (0.5, 0.5, 0.5)
+
+
+def test_a_backbone_with_batch_norms_trains_each_image_by_itself() -> None:
+    backbone = Backbone("xcit_nano_12_p8_224", "random", image_size=32, model_args={"depth": 2})
+    before = {name: value.clone() for name, value in backbone.named_buffers() if "running" in name}
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    together, alone = backbone.train()(images)[0], [backbone(image[None])[0] for image in images]
+    assert backbone.model.blocks.training
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    assert before
+    for name, value in before.items():
+        assert torch.equal(backbone.get_buffer(name), value)

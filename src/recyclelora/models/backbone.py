@@ -114,6 +114,17 @@ class Backbone(nn.Module):
         by_block = dict(zip(blocks, maps, strict=True))
         return [by_block[i] for i in self.indices]
 
+    def train(self, mode: bool = True) -> Backbone:
+        """As in torch, but batch norms, which some timm ViTs have in their stem, keep the statistics of the weights.
+
+        Otherwise the features of an image would depend on its batch, and statistics that no run stores would change.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.model.set_grad_checkpointing(enable)
