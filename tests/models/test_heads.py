@@ -105,9 +105,8 @@ def loss_and_gradients(head, features, labels, pieces, amounts=None):
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=str)
 def dtype(request):
-    """The precision of a training: also of the tensors that are made on the way, as Fabric has it."""
+    """A precision of training; the default type of tensors is put back after the test."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(request.param)
     yield request.param
     torch.set_default_dtype(before)
 
@@ -117,6 +116,7 @@ def dtype(request):
 def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(name, ends, dtype):
     rounding = 1e-12 if dtype == torch.float64 else 1e-4
     head = make(name, [16] * 4, 7).to(dtype)
+    torch.set_default_dtype(dtype)  # after the weights were made in float32, as in a training
     features, labels = [m.to(dtype) for m in maps(*[(4, 16, 4, 4)] * 4)], unequal_labels()
     pieces = [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
     amounts = sum(head.amounts(labels[own]) for own in pieces)
