@@ -51,7 +51,7 @@ def steps_of(run):
 
 
 def said(err):
-    """The lines on standard error, without those of progress, and the one that bitsandbytes prints as PEFT imports it."""
+    """The lines on standard error without those of progress, and the one that bitsandbytes prints on import."""
     others = ("Failed to load CPU gemm_4bit_forward", "training ", "evaluating ", "predicting:", "all trainings:")
     return [line for line in err.splitlines() if not line.startswith(others)]
 

@@ -80,6 +80,7 @@ def fit(
                     save_checkpoint(run.checkpoint, done, module, plain, older=run.older_checkpoint)
                     recorder.saved()
                 fabric.barrier()
+        del trained  # before the group of processes; see `together`
     if stop:
         if not leads:
             raise SystemExit(0)  # the first process says why

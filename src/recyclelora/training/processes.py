@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,15 @@ def launched(recipe: Recipe) -> Fabric:
 
 @contextmanager
 def together(fabric: Fabric) -> Iterator[None]:
-    """End the other processes if this one fails, and let go of them at the end."""
+    """End the other processes if this one fails, and let go of them at the end.
+
+    What DistributedDataParallel made has to be gone by then. If it were the last to use the group of processes, it would
+    wait for gloo's thread while it holds Python's global lock, which that thread may be waiting for.
+    """
     try:
         yield
         fabric.barrier()
+        gc.collect()
     except BaseException:
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.kill()
