@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from recyclelora.runs.predictor import load
     from recyclelora.study.analyze import analyze
     from recyclelora.study.compare import compare
+    from recyclelora.training.estimate import estimate
     from recyclelora.training.train import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Recipe", "RecycleLoraConfig", "UserError", "__version__", "analyze", "build", "certificate", "compare",
-    "directions", "evaluate", "import_checkpoint", "load", "make_recipe", "open_domain", "param_groups", "read_recipe",
-    "to_lora", "train",
+    "directions", "estimate", "evaluate", "import_checkpoint", "load", "make_recipe", "open_domain", "param_groups",
+    "read_recipe", "to_lora", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "recyclelora.runs.predictor": ("load",),
     "recyclelora.study.analyze": ("analyze",),
     "recyclelora.study.compare": ("compare",),
+    "recyclelora.training.estimate": ("estimate",),
     "recyclelora.training.train": ("train",),
 }
 """The module of each public name."""

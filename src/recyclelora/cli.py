@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -68,6 +68,7 @@ def _place(path: Path | None) -> Path | None:
     return path
 
 
+CheckpointName = Literal["last", "best-source"]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished training.", metavar="RUN")]
 RecipeFile = Annotated[
     str, typer.Option(help="YAML file of settings, or the name of a recipe of the package, such as `g2cbm`.")
@@ -107,7 +108,10 @@ def _options(
 @app.command()
 def train(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder for the run.", metavar="RUN", callback=_place)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run; needed without --dry-run.", metavar="RUN", callback=_place),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in RUN.")] = False,
     overwrite: Overwrite = False,
     change: Annotated[
@@ -123,10 +127,14 @@ def train(
             help="Keep the factors of the base weights for later runs; RECYCLELORA_CACHE_FACTORS=1 also does this.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take three steps to tell time, memory and sizes, and write nothing.")
+    ] = False,
 ) -> None:
     """Train a model: an adapter on a frozen backbone, and a head.
 
     `--resume` continues a stopped training; on a CPU in float32 it ends with the same weights as without the stop.
+    RUN/index.html shows how the training goes.
     """
     from recyclelora.pages.tables import say
 
@@ -136,7 +144,15 @@ def train(
         if not equals:
             raise UserError(f"--set {text}: expected KEY=VALUE, as in --set optim.lr=3e-4")
         changes[key] = value
-    run = recyclelora.train(recyclelora.read_recipe(recipe, changes), out, resume, overwrite, cache_factors)
+    settings = recyclelora.read_recipe(recipe, changes)
+    if dry_run:
+        from recyclelora.training.estimate import print_estimate
+
+        print_estimate(recyclelora.estimate(settings))
+        return
+    if out is None:
+        raise UserError("--out is missing: give the folder for the run, as in --out runs/mine")
+    run = recyclelora.train(settings, out, resume, overwrite, cache_factors)
     parameters = run.info["parameters"]
     say(
         f"{run.path}: {run.recipe.steps} steps done; trained {parameters['adapters']:,} adapter and "
@@ -176,17 +192,25 @@ def evaluate(
     ] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 3,
     weights: Weights = None,
+    checkpoint: Annotated[
+        CheckpointName,
+        typer.Option(help="`best-source` also scores the weights that were best in the validation on the source."),
+    ] = "last",
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model on one or more labelled data sets: IoU per class, mIoU per target, and their mean."""
+    """Score a model on one or more labelled data sets: IoU per class, mIoU per target, and their mean.
+
+    A training that is not finished can be scored too: its last checkpoint is taken.
+    """
     from recyclelora.evaluation.report import print_scores
     from recyclelora.pages.tables import say
 
     found = recyclelora.evaluate(
         run, target or (), out, split=split, limit=limit, pictures=pictures, weights=weights, overwrite=overwrite,
+        checkpoint=checkpoint,
         protocol=protocol, window=window, stride=stride, batch_size=batch_size, flip=flip, scales=_numbers(scales),
     )  # fmt: skip
-    print_scores({found.model.run.path.name: found.scores}, found.protocol)
+    print_scores({each.model.name: each.scores for each in found.all}, found.protocol)
     say(f"written: {out} and {out.with_suffix('.html')}")
 
 
@@ -273,6 +297,13 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR", callback=_place)],
     opacity: Annotated[float, typer.Option(help="Strength of the colours over the image, 0 to 1.", min=0, max=1)] = 0.6,
     weights: Weights = None,
+    checkpoint: Annotated[
+        CheckpointName | None,
+        typer.Option(
+            help="`last` takes the last checkpoint of a training that is not finished, `best-source` the weights that "
+            "were best in the validation on the source; the last step if not given.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size.
@@ -282,7 +313,7 @@ def predict(
     from recyclelora.pages.tables import say
     from recyclelora.runs.predict import predict as segment
 
-    made = segment(run, images, out, opacity, weights, overwrite)
+    made = segment(run, images, out, opacity, weights, overwrite, checkpoint)
     say(f"written: {len(made.written)} pictures in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))
     for error in made.failed.values():
         print(f"error: {printable(error)}", file=sys.stderr)

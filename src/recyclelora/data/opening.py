@@ -138,6 +138,17 @@ def evaluated_split(spec: Spec) -> str:
     return row.at(_existing_root(spec)).evaluated if row.of_root else row.evaluated
 
 
+def splits_of(spec: Spec) -> tuple[str, ...]:
+    """The labelled splits of a domain; none if every split is the whole folder.
+
+    Raises:
+        UserError: its root does not exist, or cannot be read.
+    """
+    row = BENCHMARKS[spec.name]
+    row = row.at(_existing_root(spec)) if row.of_root else row
+    return tuple(row.domain_splits.get(spec.domain or "", row.splits))
+
+
 def manifest(domain: Domain) -> list[str]:
     """The names of the images of a domain, in its order."""
     return [domain.name(index) for index in range(len(domain))]

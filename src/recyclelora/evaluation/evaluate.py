@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from recyclelora.data.opening import parse_spec, splits_of
 from recyclelora.errors import UserError
 from recyclelora.evaluation.report import write_evaluation
 from recyclelora.evaluation.result import Evaluation, predict_as
 from recyclelora.evaluation.scores import Scores, check_classes, score_domain
-from recyclelora.evaluation.targets import open_targets, seen_labels
+from recyclelora.evaluation.targets import open_targets, same_domain, seen_labels
 from recyclelora.files import locked_file, read_json, write_json
-from recyclelora.runs.predictor import load
+from recyclelora.runs.predictor import CheckpointName, Predictor, load
 from recyclelora.runs.run import open_run
 from recyclelora.stopping import begun
 
-SCORED = ("complete", "mean_miou", "targets")
+SCORED = ("complete", "mean_miou", "targets", "beside")
 """The keys of the results file that scores change; all others are what they depend on."""
 
 
@@ -32,12 +33,13 @@ def evaluate(
     pictures: int = 3,
     weights: str | None = None,
     overwrite: bool = False,
+    checkpoint: CheckpointName = "last",
     **evaluation: Any,
 ) -> Evaluation:
     """Score a trained model on each target: IoU per class, mIoU per target, and their mean.
 
     Args:
-        run: folder of a finished training.
+        run: folder of a training; if it is not finished, its last checkpoint is scored, and named so.
         targets: data sets as `[LABEL:]NAME[:DOMAIN][=ROOT]`; the recipe's if none are given.
         out: results file (.json), rewritten after each target; a page with pictures (.html) is written beside it.
             Nothing is written where it is not given. If the same evaluation was stopped, its scores are kept.
@@ -46,13 +48,15 @@ def evaluate(
         pictures: example pictures of each target on the page.
         weights: where the base weights lie now, if not where the recipe says.
         overwrite: replace the files of an earlier call.
+        checkpoint: `best-source` also scores the weights that were best in the training's validation, beside those
+            of the last step.
         evaluation: settings in place of the recipe's, as in `protocol="soma-2048"`, `window`, `stride`, `batch_size`,
             `flip`, `scales`; those that are None stay as they are.
 
     Raises:
         UserError: before anything is scored, for files that exist or are being written by another process, data that
-            are not there, classes other than the model's, or a window that does not fit; then for images that cannot be
-            read: the scores of the targets before stay in the file.
+            are not there, classes other than the model's, a window that does not fit, or images on which the best
+            checkpoint was chosen; then for images that cannot be read: the scores before stay in the file.
     """
     file = None if out is None else _results_file(Path(out))
     texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
@@ -61,15 +65,38 @@ def evaluate(
     with nullcontext() if file is None else locked_file(file):
         earlier = None if file is None or overwrite else _earlier(file)
         opened = open_targets(texts, split, limit)
-        result = Evaluation(load(run, weights).with_evaluation(**evaluation), opened, limit)
+        result = Evaluation(_model(run, weights, "last", evaluation), opened, limit)
+        if checkpoint == "best-source":
+            _check_not_chosen_on(result)
+            result.beside = Evaluation(_model(run, weights, checkpoint, evaluation), opened, limit)
         if file is not None and earlier is not None:
-            result.scores += _earlier_scores(file, earlier, result)
+            _take_earlier_scores(file, earlier, result)
         score_targets(result, file)
         if file is not None:
             seen = seen_labels(result.model.run.recipe, texts)
             with begun():
                 write_evaluation(file.with_suffix(".html"), result, seen, pictures)
     return result
+
+
+def _model(
+    run: str | Path, weights: str | None, checkpoint: CheckpointName, evaluation: Mapping[str, Any]
+) -> Predictor:
+    return load(run, weights, checkpoint=checkpoint).with_evaluation(**evaluation)
+
+
+def _check_not_chosen_on(result: Evaluation) -> None:
+    """Refuse targets with images by whose scores the best checkpoint was chosen."""
+    run = result.model.run
+    sources = [parse_spec(source.data) for source in run.recipe.sources]
+    for source, held in zip(sources, run.info.get("validation", ()), strict=False):
+        for target in result.targets:
+            shared = held["split"] == target.split or not splits_of(target.spec)
+            if shared and same_domain(source, target.spec):
+                raise UserError(
+                    f"{target.spec.label}: the best checkpoint of {run.path} was chosen on images of its split "
+                    f"{target.split}; score another split with --split, or leave out --checkpoint"
+                )
 
 
 def _results_file(file: Path) -> Path:
@@ -96,42 +123,46 @@ def _earlier(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def _earlier_scores(file: Path, earlier: dict[str, Any], result: Evaluation) -> list[Scores]:
-    """The scores in the results file of the same evaluation, which was stopped.
+def _take_earlier_scores(file: Path, earlier: dict[str, Any], result: Evaluation) -> None:
+    """Take over the scores in the results file of the same evaluation, which was stopped.
 
     Raises:
         UserError: the file is of another evaluation.
     """
-    try:
-        found = [Scores.from_json(score) for score in earlier.pop("targets")]
-        now = json.loads(json.dumps(result.to_json()))
-        differing = [key for key in now if key not in SCORED and earlier.get(key) != now[key]]
-        for score, target in zip(found, result.targets, strict=False):
-            if (score.label, score.fingerprint) != (target.spec.label, target.domain.fingerprint()):
-                differing.append(f"target {target.spec.label}")
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: damaged ({reason}); replace it with --overwrite") from error
-    if differing or len(found) > len(result.targets):
-        raise UserError(
-            f"{file} exists and holds another evaluation (it differs in {', '.join(differing) or 'targets'}); choose "
-            "another --out or replace it with --overwrite"
-        )
-    return found
+    for each in result.all:
+        differing: list[str] = []
+        try:
+            found = [Scores.from_json(score) for score in earlier["targets"]]
+            now = json.loads(json.dumps(each.to_json()))
+            differing += [key for key in now if key not in SCORED and earlier.get(key) != now[key]]
+            differing += ["checkpoint"] * (("beside" in earlier) != (each.beside is not None))
+            for score, target in zip(found, each.targets, strict=False):
+                if (score.label, score.fingerprint) != (target.spec.label, target.domain.fingerprint()):
+                    differing.append(f"target {target.spec.label}")
+            earlier = earlier.get("beside", {})
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file}: damaged ({reason}); replace it with --overwrite") from error
+        if differing or len(found) > len(each.targets):
+            raise UserError(
+                f"{file} exists and holds another evaluation (it differs in {', '.join(differing) or 'targets'}); "
+                "choose another --out or replace it with --overwrite"
+            )
+        each.scores += found
 
 
 def score_targets(result: Evaluation, file: Path | None = None) -> None:
     """Score the model on each target that has no score yet, and write the results file before them and after each."""
-    model = result.model
     for target in result.targets:
-        check_classes(model.space, target.domain)
-        model.plan(target.domain.dataset)
+        check_classes(result.model.space, target.domain)
+        result.model.plan(target.domain.dataset)
     if file is not None:
         write_json(file, result.to_json())
         file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
     with begun():
-        for target in result.targets[len(result.scores) :]:
-            predict = predict_as(model, target.domain)
-            result.scores.append(score_domain(predict, model.space, target.domain, split=target.split))
-            if file is not None:
-                write_json(file, result.to_json())
+        for each in result.all:
+            for target in each.targets[len(each.scores) :]:
+                predict = predict_as(each.model, target.domain)
+                each.scores.append(score_domain(predict, each.model.space, target.domain, split=target.split))
+                if file is not None:
+                    write_json(file, result.to_json())

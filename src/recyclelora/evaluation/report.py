@@ -154,17 +154,26 @@ def _legend(examples: Mapping[str, Sequence[Example]]) -> dict[str, LabelSpace]:
 
 def write_evaluation(page: Path, result: Evaluation, seen: Sequence[str], pictures: int) -> None:
     """Write the page of an evaluation with this many pictures of each target; `seen` as in `write_report`."""
-    run, name = result.model.run, result.model.run.path.name
+    run = result.model.run
+    predictors = {each.model.name: each.model for each in result.all}
     examples = {
-        each.spec.label: take_examples({name: predict_as(result.model, each.domain)}, each.domain, pictures)
+        each.spec.label: take_examples(
+            {name: predict_as(model, each.domain) for name, model in predictors.items()}, each.domain, pictures
+        )
         for each in result.targets
     }
     trained = ", ".join(source["label"] for source in run.info["sources"])
     scored = ", ".join(f"{each.spec.label} ({each.split})" for each in result.targets)
     made = f"trained on {trained}" if trained else f"from the file {run.info['imported']['file']}"
     lead = f"{run.recipe.method} {made}, scored on {scored}."
-    models = [Model.of(name, run, result.scores)]
-    write_report(page, f"Evaluation of {name}", lead, result.protocol, models, examples, seen)
+    models = [Model.of(each.model.name, each.model.run, each.scores) for each in result.all]
+    notes = [] if run.finished else [f"The training is not finished: step {run.step} of {run.recipe.steps} is scored."]
+    if result.beside is not None:
+        notes.append(
+            "The result is the model of the last step. The one named best-source is that of the step with the best "
+            "mIoU on held-out images of the source, which is no target."
+        )
+    write_report(page, f"Evaluation of {run.path.name}", lead, result.protocol, models, examples, seen, notes)
 
 
 def print_scores(models: Mapping[str, Sequence[Scores]], protocol: str) -> None:

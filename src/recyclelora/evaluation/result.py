@@ -1,6 +1,7 @@
 """The result of an evaluation, with everything that it depends on.
 
-The model is that of the last step: none is chosen on the data it is scored on.
+The model is that of the last step: none is chosen on the data it is scored on. The weights that were best in the
+training's validation, on images of the source, can be scored beside it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,26 @@ from recyclelora.runs.run import versions
 
 @dataclass
 class Evaluation:
-    """The scores of a model on the targets scored so far; `limit` images of each target, or all if it is None."""
+    """The scores of a model on the targets scored so far; `limit` images of each target, or all if it is None.
+
+    `beside` has the scores of the same run's best checkpoint, if they were asked for.
+    """
 
     model: Predictor
     targets: Sequence[Target]
     limit: int | None = None
     scores: list[Scores] = field(default_factory=list)
+    beside: Evaluation | None = None
+
+    @property
+    def all(self) -> list[Evaluation]:
+        """This evaluation, and the one beside it if there is one."""
+        return [self] if self.beside is None else [self, self.beside]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is scored."""
+        return all(len(each.scores) == len(each.targets) for each in self.all)
 
     @property
     def protocol(self) -> str:
@@ -42,7 +57,7 @@ class Evaluation:
         return {
             "run": run.path.name,
             "method": run.recipe.method,
-            "complete": len(self.scores) == len(self.targets),
+            "complete": self.complete,
             "protocol": {
                 "name": self.protocol,
                 "flip": settings.flip,
@@ -51,11 +66,13 @@ class Evaluation:
                 "targets": {target.spec.label: self._protocol_of(target) for target in self.targets},
             },
             "step": run.step,
-            "checkpoint": "last",
+            "checkpoint": run.info.get("checkpoint", "last"),
+            "finished": run.finished,
             "weights_sha256": run.info["weights_sha256"],
             "trained_sha256": run.trained_sha256,
             "mean_miou": self.mean_miou,
             "targets": [score.to_json() for score in self.scores],
+            **({} if self.beside is None else {"beside": self.beside.to_json()}),
             "recipe": run.recipe.model_dump(mode="json"),
             "versions": versions(),
         }

@@ -42,6 +42,13 @@ def build(recipe: Recipe, classes: int, draw: bool = True, cache_factors: bool =
     return segmenter
 
 
+def kept_names(segmenter: Segmenter, method: str) -> set[str]:
+    """What a checkpoint holds: the head, the trained weights, and the factors that the adapters started from."""
+    trained = {name for name, parameter in segmenter.named_parameters() if parameter.requires_grad}
+    is_drawn = get_method(method).is_drawn
+    return {name for name in segmenter.state_dict() if name in trained or name.startswith("head.") or is_drawn(name)}
+
+
 def _check_sizes(recipe: Recipe, backbone: Backbone) -> None:
     if recipe.crop % backbone.patch_size:
         raise UserError(

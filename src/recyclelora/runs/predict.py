@@ -24,7 +24,7 @@ from recyclelora.errors import UserError
 from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes, write_text
 from recyclelora.pages.progress import shown
 from recyclelora.runs.overlay import overlay, with_legend
-from recyclelora.runs.predictor import Predictor, load
+from recyclelora.runs.predictor import CheckpointName, Predictor, load
 from recyclelora.stopping import begun
 
 RECORD = "predictions.jsonl"
@@ -47,6 +47,7 @@ def predict(
     opacity: float = 0.6,
     weights: str | None = None,
     overwrite: bool = False,
+    checkpoint: CheckpointName | None = None,
 ) -> Predictions:
     """Segment images at their own size. Called again, it goes on with the images that have no pictures yet.
 
@@ -60,6 +61,7 @@ def predict(
         opacity: strength of the colours over the image, 0 to 1.
         weights: where the base weights are now, if not where the recipe says.
         overwrite: replace files that are in `out`.
+        checkpoint: as in `recyclelora.load`.
 
     Raises:
         UserError: an image does not exist or would be overwritten, `out` holds something else or cannot be written to,
@@ -70,7 +72,7 @@ def predict(
     if out.is_file() or not (overwrite or holds_nothing(out) or record.file.is_file()):
         raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
     files = _inputs(images, out, record)
-    model = load(run, weights)
+    model = load(run, weights, checkpoint=checkpoint)
     settings = _settings(model, opacity)
     if record.settings not in (None, settings) and not overwrite:
         differing = [key for key in settings if (record.settings or {}).get(key) != settings[key]]

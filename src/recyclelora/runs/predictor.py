@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +20,12 @@ from recyclelora.models.plan import Plan
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import nonfinite, weights_hash
 from recyclelora.recipe import make_recipe
-from recyclelora.runs.build import bare, base_of
-from recyclelora.runs.run import Run, check_empty, open_finished
+from recyclelora.runs.build import bare, base_of, build, check_base, kept_names
+from recyclelora.runs.checkpoint import Checkpoint, newest_whole, read_state
+from recyclelora.runs.facts import best_validation, read_validations
+from recyclelora.runs.run import Run, check_empty, open_finished, open_run
+
+CheckpointName = Literal["last", "best-source"]
 
 
 class Predictor:
@@ -30,6 +36,14 @@ class Predictor:
         self.run = run
         self.space = run.space
         self.evaluation = run.recipe.evaluation
+
+    @property
+    def name(self) -> str:
+        """The name of the run; it says so if the model is not that of the last step."""
+        run, step = self.run, self.run.step
+        if run.info.get("checkpoint") == "best-source":
+            return f"{run.path.name} (best-source, step {step})"
+        return run.path.name if run.finished else f"{run.path.name} (step {step} of {run.recipe.steps})"
 
     def with_evaluation(self, **changes: Any) -> Predictor:
         """The same model with other evaluation settings; settings that are None stay as they are.
@@ -88,32 +102,92 @@ class Predictor:
         return saved
 
 
-def load(run: str | Path, weights: str | None = None, device: str | torch.device | None = None) -> Predictor:
+def load(
+    run: str | Path,
+    weights: str | None = None,
+    device: str | torch.device | None = None,
+    checkpoint: CheckpointName | None = None,
+) -> Predictor:
     """The trained model of a run, with its adapters merged.
 
     Args:
         run: folder of a finished training, or of a model that `Predictor.save` or `import_checkpoint` wrote.
         weights: where the base weights are now, if not where the recipe says; not needed for a merged model.
         device: where to compute; by default a GPU if there is one.
+        checkpoint: `best-source` takes the weights that were best in the training's validation, `last` those of the
+            last checkpoint of a training that is not finished. In other cases the last step is taken.
 
     Raises:
-        UserError: the run is not finished, one of its files is not as it was written, or the base weights are not
-            those it was trained on.
+        UserError: the run is not finished and no checkpoint is asked for, there is no such checkpoint, a file is not
+            as it was written, or the base weights are not those that the run was trained on.
     """
-    opened = open_finished(run)
-    recipe, method = opened.recipe, get_method(opened.recipe.method)
-    if opened.is_merged:
-        segmenter = bare(recipe, len(opened.space), "random")
-        method.keep(segmenter.backbone, recipe.adapter)
-        _load(segmenter.backbone.model, opened.backbone, "backbone")
-        if opened.hashes is None:
-            _check_merged(segmenter.backbone.model, opened)
+    opened = open_run(run)
+    if checkpoint is None or (checkpoint == "last" and opened.finished):
+        opened = open_finished(run)
+        segmenter = _merged(opened, opened, weights)
     else:
-        segmenter = base_of(opened, weights)
-        method.merge(segmenter.backbone, recipe.adapter, opened.adapter)
-    method.link_head(segmenter.backbone, segmenter.head)
-    _load(segmenter.head, opened.head, f"{recipe.head} head")
+        with TemporaryDirectory() as folder:
+            found = _at_checkpoint(opened, checkpoint, weights, Path(folder))
+            segmenter = _merged(opened, found, weights)
+            opened = replace(opened, info=opened.info | found.info | {"trained_sha256": found.trained_sha256})
     return Predictor(segmenter.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), opened)
+
+
+def _merged(run: Run, files: Run, weights: str | None) -> Segmenter:
+    """The model of a run with the trained weights that lie in the folder of `files`."""
+    recipe, method = run.recipe, get_method(run.recipe.method)
+    if files.is_merged:
+        segmenter = bare(recipe, len(run.space), "random")
+        method.keep(segmenter.backbone, recipe.adapter)
+        _load(segmenter.backbone.model, files.backbone, "backbone")
+        if files.hashes is None:
+            _check_merged(segmenter.backbone.model, files)
+    else:
+        segmenter = base_of(run, weights)
+        method.merge(segmenter.backbone, recipe.adapter, files.adapter)
+    method.link_head(segmenter.backbone, segmenter.head)
+    _load(segmenter.head, files.head, f"{recipe.head} head")
+    return segmenter
+
+
+def _at_checkpoint(run: Run, name: CheckpointName, weights: str | None, folder: Path) -> Run:
+    """What the run would be if its training had ended at a checkpoint, written into a folder."""
+    state = _best(run) if name == "best-source" else newest_whole(run.checkpoint, run.older_checkpoint)
+    if state is None:
+        raise UserError(f"{run.path}: there is no checkpoint yet; wait for one, or train with a lower checkpoint_every")
+    recipe = run.recipe.model_copy(
+        update={
+            "compile": False,
+            "backbone": run.recipe.backbone.model_copy(update={"weights": weights or run.recipe.backbone.weights}),
+        }
+    )
+    segmenter = build(recipe, len(run.space), draw=False)
+    check_base(segmenter.backbone, run, recipe.backbone.weights)
+    try:
+        if strange := kept_names(segmenter, recipe.method) ^ state.result.keys():
+            raise KeyError(min(strange))
+        segmenter.load_state_dict(state.result, strict=False)
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{state.path}: a checkpoint of another model or version ({reason})") from error
+    facts = {"step": state.step, "checkpoint": name}
+    ended = Run(folder, recipe, run.info | facts)
+    ended.save_result(segmenter)
+    return ended
+
+
+def _best(run: Run) -> Checkpoint:
+    """The checkpoint with the best score in the validation."""
+    best = best_validation(read_validations(run.validations))
+    if best is None:
+        raise UserError(
+            f"{run.path}: no validation has been scored, so there is no best checkpoint; train with `validation` in "
+            "the recipe, as in `--set validation.every=500`"
+        )
+    file = run.best_checkpoint(best["step"])
+    if not file.is_file():
+        raise UserError(f"{file}: missing; it held the weights that were best in the validation")
+    return Checkpoint(file, read_state(file))
 
 
 def _load(module: nn.Module, file: Path, what: str) -> None:

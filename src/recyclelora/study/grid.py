@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import resource
 import statistics
 import sys
 import time
@@ -38,6 +37,7 @@ from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.run import Run, open_run, remove_run, versions
 from recyclelora.stopping import end_with_parent, stop_helpers
 from recyclelora.study.cell import Cell, CellResult, read_cell
+from recyclelora.training.processes import peak_bytes
 from recyclelora.training.train import decisive, train
 
 POLL = 2.0
@@ -233,23 +233,14 @@ def _cost(run: Run, trained_before: bool) -> dict[str, Any]:
     metrics = read_metrics(run.metrics)
     seconds = [step["seconds"] for step in metrics]
     steps = [after - before for before, after in itertools.pairwise(seconds)]
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_bytes()
     return {
         "parameters": run.info["parameters"],
         "weights_sha256": run.info["weights_sha256"],
         "data": run.info["sources"],
         "step_seconds": round(statistics.median(steps), 4) if steps else None,
-        "peak_gib": None if trained_before else round(peak / 2**30, 3),
+        "peak_gib": None if trained_before else round(peak_bytes() / 2**30, 3),
         "final_loss": metrics[-1]["loss"] if metrics else None,
     }
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage says there is at least what the process that started this one had
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def trained_model(cell: Cell, run: Path) -> Predictor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recyclelora.data.domain import Domain
-from recyclelora.data.opening import BENCHMARKS, Spec, evaluated_split, open_domain, parse_spec
+from recyclelora.data.opening import Spec, evaluated_split, open_domain, parse_spec, splits_of
 from recyclelora.errors import UserError
 from recyclelora.evaluation.targets import same_domain
 from recyclelora.recipe import Recipe
@@ -51,12 +51,8 @@ def hold_out(recipe: Recipe, domains: Sequence[Domain]) -> tuple[list[Domain], l
 
 def _has_own(spec: Spec, targets: Sequence[str]) -> bool:
     """Whether a source has a split `val` that no target is scored on."""
-    row = BENCHMARKS[spec.name]
-    if spec.root is not None and row.of_root and spec.root.is_dir():
-        row = row.at(spec.root)
-    splits = row.domain_splits.get(spec.domain or "", row.splits)
     scored = [target for target in map(parse_spec, targets) if same_domain(target, spec)]
-    return "val" in splits and all(evaluated_split(target) != "val" for target in scored)
+    return "val" in splits_of(spec) and all(evaluated_split(target) != "val" for target in scored)
 
 
 def _split(domain: Domain, settings: ValidationSettings, seed: int) -> tuple[Domain, Domain]:

@@ -32,7 +32,8 @@ def fit(
     dataset: TrainingDataset,
     rare: list[RareClasses | None],
     held: Sequence[HeldOut],
-    checkpoint: Checkpoint | None,
+    recorder: Recorder,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train a module to the last step of the run's recipe, from a checkpoint if there is one.
 
@@ -51,7 +52,6 @@ def fit(
     done, stop = 0 if checkpoint is None else put_back(checkpoint, module, plain), 0
     optimizer: Any = fabric.setup_optimizers(plain)
     batches = loading(recipe, dataset, rare, done, fabric.global_rank, fabric.world_size)
-    recorder = Recorder(run, held, done, leads)
     validation = Validation(run, held, done, fabric, module)
     with together(fabric), batches as batch_of_step, recorder, warnings.catch_warnings(), stopping_later() as request:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # torch's compiler reads it everywhere

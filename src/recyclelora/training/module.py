@@ -17,6 +17,7 @@ from recyclelora.methods import get_method
 from recyclelora.models.heads.head import mean_over_processes
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
+from recyclelora.runs.build import kept_names
 
 SEED_STRIDE = 1_000_003  # a prime, so that samples of two seeds seldom get the same key
 WARMUP_START = 1e-6
@@ -107,13 +108,9 @@ class SegmentationModule(nn.Module):
             self.get_parameter(name).data.copy_(average)
 
     def kept_state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: the head, the trained weights, and the factors that the adapters started from."""
-        trained = self.trained()
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name in trained or name.startswith("segmenter.head.") or self.method.is_drawn(name)
-        }
+        """What a checkpoint holds; see `recyclelora.runs.build.kept_names`."""
+        kept = {f"segmenter.{name}" for name in kept_names(self.segmenter, self.method.name)}
+        return {name: value for name, value in self.state_dict().items() if name in kept}
 
 
 def rate_factor(step: int, steps: int, power: float = 0.9, warmup: int = 0) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,8 +33,8 @@ def launched(recipe: Recipe) -> Fabric:
 def together(fabric: Fabric) -> Iterator[None]:
     """End the other processes if this one fails, and let go of them at the end.
 
-    What DistributedDataParallel made has to be gone by then. If it were the last to use the group of processes, it would
-    wait for gloo's thread while it holds Python's global lock, which that thread may be waiting for.
+    What DistributedDataParallel made has to be gone by then. If it were the last to use the group of processes, it
+    would wait for gloo's thread while it holds Python's global lock, which that thread may be waiting for.
     """
     try:
         yield
@@ -61,3 +64,14 @@ def agreed(fabric: Fabric, request: Request) -> int:
     highest = torch.tensor(number, device=fabric.device)
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     return int(highest)
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process has had so far: of the GPU, if there is one, or else of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage says there is at least what the process that started this one had
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -26,7 +26,26 @@ STEPS = 20
 _log = logging.getLogger(LOGGER)
 
 
-class Recorder:
+class Recorder(Protocol):
+    """What the loop of a training reports to, in a `with` block."""
+
+    def __enter__(self) -> Recorder: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None: ...
+
+    def record(self, step: int, loss: float, lr: float, model: nn.Module) -> None:
+        """Called after each step, counted from 1, once its weights are changed."""
+
+    def validated(self, line: Mapping[str, Any] | None) -> None:
+        """Called after each validation with its scores; None if it was not finished."""
+
+    def saved(self) -> None:
+        """Called once a checkpoint is written."""
+
+
+class RunRecorder:
     """Records the steps of a training; only the first of several processes (`leads`) writes and shows anything.
 
     A training that diverges ends at that step. A resumed training drops what was recorded after its checkpoint, because
@@ -47,7 +66,7 @@ class Recorder:
         self.progress = Progress(f"training {run.path.name}", run.recipe.steps, "steps", start, leads)
         self.started = self.last = time.perf_counter()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> RunRecorder:
         if self.leads:
             _log.info("%s", start_line(self.run, self.progress.done))
             self.write_page()
@@ -91,7 +110,7 @@ class Recorder:
             self.write_page()
 
     def saved(self) -> None:
-        """Called once a checkpoint is written: drops what it does not need any more, and renews the page."""
+        """Remove what the new checkpoint does not need any more, and renew the page."""
         best = best_validation(read_validations(self.run.validations))
         self.run.remove_checkpoints(best["step"] if best else None, resumable=True)
         self.write_page()

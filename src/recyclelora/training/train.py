@@ -30,6 +30,7 @@ from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.page import write_run_page
 from recyclelora.training.rare_classes import RareClasses, rare_classes
+from recyclelora.training.recorder import RunRecorder
 
 
 def train(
@@ -61,13 +62,12 @@ def train(
         if previous is not None and previous.finished:
             open_finished(out)  # refuses files that have changed
             return previous
-        domains, held = hold_out(recipe, _domains(recipe))
-        dataset = TrainingDataset(domains, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed)
+        dataset, held = open_sources(recipe)
         rare = _rare(recipe, dataset)
         space = dataset.domains[0].train_space
         checkpoint = None if previous is None else newest_whole(previous.checkpoint, previous.older_checkpoint)
         segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
-        facts = _facts(segmenter, dataset, held)
+        facts = facts_of(segmenter, dataset, held)
         if previous is not None:
             check_base(segmenter.backbone, previous, recipe.backbone.weights)
             _check_data(previous, facts)
@@ -80,7 +80,8 @@ def train(
                 run.write()
         with begun(), _page_at_the_end(run, held, leads):
             module = SegmentationModule(segmenter, recipe)
-            fit(run, module, dataset, rare, held, checkpoint)
+            recorder = RunRecorder(run, held, 0 if checkpoint is None else checkpoint.step, leads)
+            fit(run, module, dataset, rare, held, recorder, checkpoint)
             module.take_averages()
             check_result(out, recipe.steps, module, segmenter.head)
             if leads:
@@ -114,12 +115,17 @@ def _start(run: Run, dataset: TrainingDataset, held: Sequence[HeldOut], anew: bo
     run.start(manifests)
 
 
-def _domains(recipe: Recipe) -> list[Domain]:
-    """The images of the sources."""
+def open_sources(recipe: Recipe) -> tuple[TrainingDataset, list[HeldOut]]:
+    """The images to train on, and those to validate on.
+
+    Raises:
+        UserError: data are not there, or their labels cannot teach a model anything.
+    """
     domains = [open_domain(source.data, "train", recipe.limit, source.images, recipe.seed) for source in recipe.sources]
     for domain in domains:
         check_labelled(domain)
-    return domains
+    trained, held = hold_out(recipe, domains)
+    return TrainingDataset(trained, Augment(recipe.crop, **recipe.augment.model_dump()), recipe.seed), held
 
 
 def _rare(recipe: Recipe, dataset: TrainingDataset) -> list[RareClasses | None]:
@@ -175,7 +181,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _facts(segmenter: Segmenter, dataset: TrainingDataset, held: Sequence[HeldOut]) -> dict[str, Any]:
+def facts_of(segmenter: Segmenter, dataset: TrainingDataset, held: Sequence[HeldOut]) -> dict[str, Any]:
+    """What `run.json` says of a training."""
     space = dataset.domains[0].train_space
     notes = {domain.label: domain.notes for domain in dataset.domains if domain.notes}
     return {
