@@ -152,12 +152,12 @@ def _previous(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Run |
         return None
     previous = open_run(out)
     old, new = decisive(previous.recipe), decisive(recipe)
-    changed = [key for key in new if old[key] != new[key]]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
         raise UserError(
             f"{out}/recipe.yaml differs from the given recipe in {', '.join(changed)} "
-            f"({changed[0]}: {old[changed[0]]} there, {new[changed[0]]} here); resume with the run's own recipe, or "
-            "start again with --overwrite"
+            f"({changed[0]}: {old.get(changed[0])} there, {new.get(changed[0])} here); resume with the run's own "
+            "recipe, or start again with --overwrite"
         )
     return Run(out, recipe, previous.info)
 
