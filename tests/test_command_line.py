@@ -20,7 +20,18 @@ from recyclelora.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "cv2", "timm", "transformers", "peft", "lightning", "pydantic", "matplotlib", "scipy", "PIL")
-VERBS = ("train", "evaluate", "compare", "analyze", "predict", "import-checkpoint", "demo", "data", "data check")
+VERBS = (
+    "train",
+    "evaluate",
+    "compare",
+    "analyze",
+    "predict",
+    "runs",
+    "import-checkpoint",
+    "demo",
+    "data",
+    "data check",
+)
 
 CALL = """
 import atexit, json, sys
@@ -112,6 +123,7 @@ def test_no_arguments_show_the_help():
         ("compare --recipe streets --methods frozen --out ALL", "pydantic"),
         ("analyze RUN --out page.html", "matplotlib"),
         ("predict RUN pictures --out OUT", "cv2"),
+        ("runs RUNS", "pydantic"),
         ("import-checkpoint file.pth --kind soma --out RUN", "transformers"),
         ("demo --out DEMO", "PIL"),
         ("data check folder=town", "cv2"),

@@ -113,6 +113,62 @@ def test_a_folder_can_be_locked_again_by_its_own_process(tmp_path):
         assert not files.holds_nothing(tmp_path)
 
 
+HOLDER = """
+import sys, pathlib, time
+from recyclelora.files import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_seen_while_a_process_holds_it_and_nothing_is_changed(tmp_path):
+    folder = tmp_path / "x"
+    assert not files.is_locked(folder)
+    assert not folder.exists()
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "held\n"
+        folder.chmod(0o500)
+        before = (folder / files.LOCK).stat()
+        assert [files.is_locked(folder) for _ in range(3)] == [True] * 3
+        assert (folder / files.LOCK).stat() == before
+        process.kill()
+    assert (folder / files.LOCK).is_file()  # left by the dead process
+    assert not files.is_locked(folder)
+    folder.chmod(0o700)
+    with files.locked(folder):
+        assert files.is_locked(folder)
+    assert not files.is_locked(folder)
+
+
+def test_looking_at_a_lock_never_keeps_a_process_out(tmp_path):
+    code = "import sys, pathlib; from recyclelora.files import is_locked\nprint('looking', flush=True)\n"
+    code += "while True: is_locked(pathlib.Path(sys.argv[1]))"
+    with files.locked(tmp_path):
+        pass
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "looking\n"
+        try:
+            for _ in range(300):
+                with files.locked(tmp_path):
+                    pass
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("count", [1, 20, 5000, 10_000])
+@pytest.mark.parametrize("cut", ["", '{"step": 1'])
+def test_the_last_lines_are_those_of_the_whole_file(count, cut, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f'{{"step": {step}, "text": "{"é" * (step % 50)}"}}\n' for step in range(6000)) + cut)
+    assert files.read_last_lines(file, count) == files.read_lines(file)[-count:]
+    file.write_text(cut)
+    assert files.read_last_lines(file, count) == []
+
+
 def test_the_lock_of_a_file_is_removed_at_its_end(tmp_path):
     with files.locked_file(tmp_path / "deep" / "a.json"):
         assert [p.name for p in (tmp_path / "deep").iterdir()] == [".a.json.lock"]

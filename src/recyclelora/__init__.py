@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recyclelora.recipe import Recipe, make_recipe, read_recipe
     from recyclelora.runs.build import build
     from recyclelora.runs.predictor import load
+    from recyclelora.runs.summary import list_runs
     from recyclelora.study.analyze import analyze
     from recyclelora.study.compare import compare
     from recyclelora.training.estimate import estimate
@@ -26,8 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Recipe", "RecycleLoraConfig", "UserError", "__version__", "analyze", "build", "certificate", "compare",
-    "directions", "estimate", "evaluate", "import_checkpoint", "load", "make_recipe", "open_domain", "param_groups",
-    "read_recipe", "to_lora", "train",
+    "directions", "estimate", "evaluate", "import_checkpoint", "list_runs", "load", "make_recipe", "open_domain",
+    "param_groups", "read_recipe", "to_lora", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "recyclelora.recipe": ("Recipe", "make_recipe", "read_recipe"),
     "recyclelora.runs.build": ("build",),
     "recyclelora.runs.predictor": ("load",),
+    "recyclelora.runs.summary": ("list_runs",),
     "recyclelora.study.analyze": ("analyze",),
     "recyclelora.study.compare": ("compare",),
     "recyclelora.training.estimate": ("estimate",),

@@ -321,6 +321,22 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command()
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with runs in it or below it, such as one of `compare`.", metavar="DIR")
+    ],
+) -> None:
+    """List all runs below a folder: method, source, step, loss, last score, and state.
+
+    The state is training, stopped, finished or diverged, or else what is wrong with the run. The loss is the mean of
+    the last 20 steps.
+    """
+    from recyclelora.runs.summary import print_runs
+
+    print_runs(recyclelora.list_runs(folder))
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="Published checkpoint of mmengine (.pth).", metavar="FILE")],

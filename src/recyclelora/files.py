@@ -13,6 +13,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 PART = re.compile(r"\.(\w{8})-(\d+)-\w{8}\.part")
 """The name of a file that is being written: the host, the process, and something random."""
 LOCK = ".lock"
+BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
+"""The errors of a lock that another process holds."""
 _swept: set[Path] = set()
 
 
@@ -219,6 +222,29 @@ def read_lines(path: Path) -> list[Any]:
     return lines
 
 
+def read_last_lines(path: Path, count: int) -> list[Any]:
+    """The last values in a file with one JSON value per line, at most `count`; only the end of the file is read.
+
+    Raises:
+        UserError: one of these lines is not JSON.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start, size, content = file.seek(0, os.SEEK_END), 4096, b""
+        while start and content.count(b"\n") <= count:  # one more, because the first of them may be cut off
+            size, end = 2 * size, start
+            start = max(0, end - size)
+            file.seek(start)
+            content = file.read(end - start) + content
+    lines = content[: _whole(content)].splitlines()[-count:]
+    try:
+        return [parse_json(line.decode()) for line in lines]
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged, one of its last {len(lines)} lines is not JSON ({error}); restore the file"
+        ) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain values as JSON; see `replacing`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
@@ -301,14 +327,48 @@ def locked_file(file: Path) -> Iterator[None]:
                 lock.unlink()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process, this one included, is at work in a folder under `locked`; nothing there is made or changed.
+
+    A shared lock is asked for and given back at once. `_lock` waits for longer than that, so that a process which
+    begins its work at this moment is not refused.
+
+    Raises:
+        OSError: the folder or its lock cannot be read.
+    """
+    if not (folder / LOCK).is_file():
+        return False
+    if sys.platform == "win32":  # there is no shared lock, and a lock needs no right to write
+        from filelock import FileLock, Timeout
+
+        try:
+            FileLock(folder / LOCK, timeout=0).acquire().lock.release()
+        except Timeout:
+            return True
+        return False
+    import fcntl
+
+    handle = os.open(folder / LOCK, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in BUSY:
+            raise
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextmanager
 def _lock(lock: Path, what: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock, timeout=0, is_singleton=True)
+    held = FileLock(lock, timeout=0.2, is_singleton=True)
     with writing(what):
         try:
-            held.acquire()
+            held.acquire(poll_interval=0.01)  # `is_locked` may look at it just now
         except Timeout:
             raise UserError(f"{what}: another process is at work there; wait for it, or choose another place") from None
     try:

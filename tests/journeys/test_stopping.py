@@ -3,51 +3,20 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from another_process import SIGNALS, SLOW, started, steps_of, wait_for
 from safetensors.torch import load_file
 
 from recyclelora.recipe import read_recipe
 from recyclelora.runs.checkpoint import read_state
 from recyclelora.training.train import train
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 STEPS = 150
 CHANGES = {"steps": str(STEPS), "checkpoint_every": "1000"}
 SETTINGS = [part for key, value in CHANGES.items() for part in ("--set", f"{key}={value}")]
-
-
-def listening(ignored=()):
-    """Start with the usual handlers: tests in the background ignore interrupts."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-
-
-def started(*arguments, ignored=(), before="", group=False):
-    """The command line in a process of its own, after some code."""
-    code = f"import sys; sys.argv[0] = 'recyclelora'\n{before}\nfrom recyclelora.__main__ import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=group, preexec_fn=lambda: listening(ignored),
-    )  # fmt: skip
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def steps_of(run):
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def said(err):
@@ -90,18 +59,6 @@ def test_a_signal_keeps_the_last_step_and_says_how_to_go_on(number, workers, rec
         train(settings, run, resume=True)
         train(settings, tmp_path / "whole")
         assert_same(tmp_path / "whole", run)
-
-
-SLOW = """
-import time
-from recyclelora.training.module import SegmentationModule
-forward = SegmentationModule.forward
-def slow(self, batch, *rest):
-    print("step", flush=True)
-    time.sleep(60)
-    return forward(self, batch, *rest)
-SegmentationModule.forward = slow
-"""
 
 
 def test_a_second_signal_stops_at_once(recipe, tmp_path):

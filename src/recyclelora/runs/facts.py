@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
-from recyclelora.files import read_lines
+from recyclelora.files import read_last_lines, read_lines
+
+VALIDATION = "validation.jsonl"
+"""Below a run's folder: one JSON line per validation on the sources during the training."""
 
 
 class _Record(BaseModel):
@@ -63,16 +66,19 @@ class _Step(_Record):
     seconds: float
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class _SourceScores(_Record):
     images: int
-    miou: float | None
-    iou: dict[str, float | None]
+    miou: _Share | None
+    iou: dict[str, _Share | None]
 
 
 class _Validation(_Record):
     step: int
     seconds: float
-    miou: float | None
+    miou: _Share | None
     sources: dict[str, _SourceScores]
 
 
@@ -123,11 +129,39 @@ def best_validation(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | N
 def _read(file: Path, kind: type[_Record], expected: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_lines(file) if file.is_file() else []
     for number, row in enumerate(rows, 1):
-        try:
-            kind.model_validate(row)
-        except ValidationError as error:
-            raise UserError(
-                f"{file}: line {number} is damaged ({error.errors()[0]['msg']}), expected {expected}; restore the "
-                "file, or remove the line"
-            ) from error
+        _check_row(file, f"line {number}", row, kind, expected)
     return rows
+
+
+def read_last_steps(file: Path, count: int) -> list[dict[str, Any]]:
+    """As `read_metrics`, for at most `count` last lines; the lines before them are not read.
+
+    Raises:
+        UserError: as `read_metrics`.
+    """
+    rows: list[dict[str, Any]] = read_last_lines(file, count) if file.is_file() else []
+    for row in rows:
+        _check_row(file, "one of the last lines", row, _Step, "a step with its loss and seconds")
+    return rows
+
+
+def read_last_miou(file: Path) -> float | None:
+    """The mIoU of the last line of a `validation.jsonl`, 0 to 1; None if no class was scored, or without a line.
+
+    Raises:
+        UserError: the line is not as the training wrote it.
+    """
+    rows = read_last_lines(file, 1) if file.is_file() else []
+    for row in rows:
+        _check_row(file, "the last line", row, _Validation, "a step with its mIoU")
+    return rows[-1]["miou"] if rows else None
+
+
+def _check_row(file: Path, place: str, row: Any, record: type[_Record], expected: str) -> None:
+    try:
+        record.model_validate(row)
+    except ValidationError as error:
+        raise UserError(
+            f"{file}: {place} is damaged ({error.errors()[0]['msg']}), expected {expected}; "
+            "restore the file, or remove the line"
+        ) from error

@@ -13,6 +13,7 @@ RUN/recipe.yaml                     all settings, resolved
                 best-STEP.safetensors  the weights that were best in the validation
     adapter/                        the trained part of the backbone, as the method saves it
     backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
+    diverged.txt                    why the training diverged, until it goes on or begins again
     head.safetensors                the trained head; written last, so it marks a finished run
     .starting                       there while a training begins: if it stops then, it begins again
     .lock                           held by the training
@@ -124,6 +125,11 @@ class Run:
                 file.unlink(missing_ok=True)
 
     @property
+    def diverged(self) -> Path:
+        """The message of a training that diverged."""
+        return self.path / "diverged.txt"
+
+    @property
     def adapter(self) -> Path:
         """The folder with the trained part of the backbone."""
         return self.path / "adapter"
@@ -185,7 +191,8 @@ class Run:
         (self.path / STARTING).unlink()
 
     def write(self) -> None:
-        """Write `recipe.yaml` and `run.json`."""
+        """Write `recipe.yaml` and `run.json`; the training goes on, so that it is no longer one that diverged."""
+        self.diverged.unlink(missing_ok=True)
         write_json(self.path / "run.json", self.info)  # without hashes, so that a stop between the two does no harm
         write_text(self.path / RECIPE, self.recipe.to_yaml())
         self._seal({RECIPE: file_sha256(self.path / RECIPE)})
@@ -289,7 +296,8 @@ def remove_run(path: Path) -> None:
 def _remove_files(path: Path) -> None:
     run = Run(path, Recipe(), {})
     run.remove_checkpoints()
-    files = [path / RECIPE, path / "run.json", run.metrics, run.validations, run.page, run.backbone, run.head]
+    files = [path / RECIPE, path / "run.json", run.metrics, run.validations, run.page, run.diverged]
+    files += [run.backbone, run.head]
     files += [run.adapter / name for name in FILES]
     for file in (*files, *run.manifests.glob("[0-9]*_*.txt"), *run.pictures.glob("[0-9]*_[0-9].png")):
         file.unlink(missing_ok=True)

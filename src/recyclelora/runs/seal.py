@@ -55,8 +55,7 @@ def check_file(folder: Path, name: str, hashes: Mapping[str, str] | None) -> Non
     if hashes is None:
         return
     file = folder / name
-    if not file.is_file():
-        raise UserError(f"{file}: missing, but it is a part of this run; restore the file or train again")
+    check_present(folder, [name])
     if name not in hashes:
         raise UserError(f"{file}: not a file of this run: run.json does not list it; remove the file")
     if (found := file_sha256(file)) != hashes[name]:
@@ -65,6 +64,17 @@ def check_file(folder: Path, name: str, hashes: Mapping[str, str] | None) -> Non
             f"{file}: damaged, or not the file of this run: its SHA-256 is {found[:12]}…, but run.json says "
             f"{hashes[name][:12]}…; {fix}"
         )
+
+
+def check_present(folder: Path, names: Iterable[str] | None) -> None:
+    """Refuse a run that lacks one of its files; None for a run that does not list them.
+
+    Raises:
+        UserError: a file is missing; the message names it.
+    """
+    for name in names or ():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing, but it is a part of this run; restore the file or train again")
 
 
 def check_files(folder: Path, possible: Iterable[str], hashes: Mapping[str, str] | None) -> None:

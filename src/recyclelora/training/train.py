@@ -23,6 +23,7 @@ from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.checkpoint import newest_whole
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
+from recyclelora.runs.state import divergence_marked
 from recyclelora.stopping import begun
 from recyclelora.training.divergence import check_result
 from recyclelora.training.held_out import HeldOut, hold_out
@@ -78,7 +79,7 @@ def train(
                 _start(run, dataset, held, anew=resume or overwrite)
             else:
                 run.write()
-        with begun(), _page_at_the_end(run, held, leads):
+        with begun(), divergence_marked(run, leads), _page_at_the_end(run, held, leads):
             module = SegmentationModule(segmenter, recipe)
             recorder = RunRecorder(run, held, 0 if checkpoint is None else checkpoint.step, leads)
             fit(run, module, dataset, rare, held, recorder, checkpoint)
