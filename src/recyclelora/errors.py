@@ -20,10 +20,10 @@ class DivergedError(UserError):
 class MissingExtraError(UserError, ImportError):
     """A part of the project needs packages that are not installed."""
 
-    def __init__(self, what: str, module: str) -> None:
+    def __init__(self, what: str, module: str, extra: str = "segment") -> None:
         package = module.partition(".")[0]
         super().__init__(
-            f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[segment]"'
+            f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[{extra}]"'
         )
 
 

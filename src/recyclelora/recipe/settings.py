@@ -158,7 +158,8 @@ class Recipe(Settings):
     `mask2former`. `batch_size` counts all images of a step, which the `devices` share. Each device computes its
     images in `accumulate` parts, one after another: this takes less memory, and changes the result by rounding only
     (dropout, an option of some methods, is drawn for each part). `validation` is off if it is not given; with it, too,
-    the last step is the result. `compile` compiles backbone and head with torch.
+    the last step is the result. `compile` compiles backbone and head with torch. `logger` shows the training in another
+    program; see `recyclelora.training.loggers`.
     """
 
     sources: list[SourceSettings] = Field(default_factory=list)
@@ -183,6 +184,7 @@ class Recipe(Settings):
     workers: int = Field(2, ge=0, le=256)
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
+    logger: Literal["csv", "tensorboard", "wandb"] | None = None
 
     @field_validator("method")
     @classmethod

@@ -13,6 +13,7 @@ RUN/recipe.yaml                     all settings, resolved
                 best-STEP.safetensors  the weights that were best in the validation
     adapter/                        the trained part of the backbone, as the method saves it
     backbone.safetensors            the merged backbone instead of an adapter; the run then needs no base weights
+    logs/                           what the recipe's `logger` writes (see `recyclelora.runs.logs`)
     diverged.txt                    why the training diverged, until it goes on or begins again
     head.safetensors                the trained head; written last, so it marks a finished run
     .starting                       there while a training begins: if it stops then, it begins again
@@ -55,6 +56,7 @@ from recyclelora.models.weights import weights_hash
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.recipe.strict_yaml import read_text_file, read_yaml
 from recyclelora.runs.facts import check_facts
+from recyclelora.runs.logs import remove_logs
 from recyclelora.runs.seal import check_file, check_files, open_sealed, sealed
 
 PACKAGES = (
@@ -301,6 +303,7 @@ def _remove_files(path: Path) -> None:
     files += [run.adapter / name for name in FILES]
     for file in (*files, *run.manifests.glob("[0-9]*_*.txt"), *run.pictures.glob("[0-9]*_[0-9].png")):
         file.unlink(missing_ok=True)
+    remove_logs(path)
     for folder in (run.adapter, run.checkpoint.parent, run.manifests, run.pictures):
         if folder.is_dir():
             sweep(folder)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+from lightning.fabric.loggers import Logger
 from torch import nn
 
 from recyclelora.files import append_line, write_text
@@ -18,6 +19,7 @@ from recyclelora.pages.progress import LOGGER, Progress
 from recyclelora.runs.facts import best_validation, read_metrics, read_validations
 from recyclelora.runs.run import Run
 from recyclelora.training.divergence import LossWatch, check_step
+from recyclelora.training.loggers import finish, log, make_logger, of_step, of_validation
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.page import write_run_page
 
@@ -61,6 +63,7 @@ class RunRecorder:
         kept = _keep(run, start, leads)
         self.before: float = kept[-1]["seconds"] if kept else 0.0
         self.watch = LossWatch(kept[0]["loss"] if kept else None)
+        self.loggers: list[Logger] = []
         self.losses: deque[float] = deque((line["loss"] for line in kept[-STEPS:]), STEPS)
         self.paces: deque[float] = deque(maxlen=STEPS)
         self.progress = Progress(f"training {run.path.name}", run.recipe.steps, "steps", start, leads)
@@ -69,6 +72,7 @@ class RunRecorder:
     def __enter__(self) -> RunRecorder:
         if self.leads:
             _log.info("%s", start_line(self.run, self.progress.done))
+            self.loggers = make_logger(self.run.recipe, self.run.path, self.progress.done)
             self.write_page()
         self.progress.__enter__()
         self.started = self.last = time.perf_counter()
@@ -78,6 +82,7 @@ class RunRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
     ) -> None:
         self.progress.__exit__(kind, error, place)
+        finish(self.loggers, "success" if error is None else "failed")
 
     def record(self, step: int, loss: float, lr: float, model: nn.Module) -> None:
         """Write down a step, counted from 1, after its weights were changed.
@@ -92,6 +97,7 @@ class RunRecorder:
         warning = self.watch.see(loss)
         if self.leads:
             append_line(self.run.metrics, json.dumps(line))
+            log(self.loggers, of_step(line), step)
             if warning:
                 warnings.warn(f"{self.run.path}: {warning}", stacklevel=2)
         self.losses.append(loss)
@@ -106,6 +112,7 @@ class RunRecorder:
         self.last = time.perf_counter()
         if line is not None and self.leads:
             miou = "–" if line["miou"] is None else f"{100 * line['miou']:.2f}"
+            log(self.loggers, of_validation(line), line["step"])
             _log.info("step %d: mIoU %s %% on held-out images of the source", line["step"], miou)
             self.write_page()
 

@@ -53,6 +53,7 @@ def train(
     """
     out = Path(out)
     recipe.check_sources()
+    check_logger(recipe)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("started by torchrun: start the training once, with `devices` set to the number of processes")
     leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric starts the other processes once the run is written
@@ -169,7 +170,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     Rare classes and validation are listed only where there are some, so that records which do not know these settings
     stay valid.
     """
-    free = ("validation", "workers", "checkpoint_every", "devices", "accumulate", "targets", "evaluation")
+    free = ("validation", "workers", "checkpoint_every", "devices", "accumulate", "targets", "evaluation", "logger")
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
     if recipe.validation is not None:
         settings["validation"] = recipe.validation.model_dump()
