@@ -17,6 +17,7 @@ from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora.errors import MissingExtraError
 from recyclelora.recipe import make_recipe
+from recyclelora.runs.logs import remove_logs, wandb_id_file
 from recyclelora.runs.run import Run
 from recyclelora.training.loggers import check_logger, make_logger, of_validation
 from recyclelora.training.recorder import Recorder
@@ -212,6 +213,15 @@ def test_a_new_training_removes_the_logs_of_the_old_one_and_nothing_else(logger,
         note.unlink()
     Run(run, recipe, {}).start({})
     assert not (run / "logs").exists()
+
+
+@pytest.mark.parametrize("content", ["", "*", "other"])
+def test_a_damaged_id_removes_no_folder_of_another_run(content, tmp_path):
+    other = tmp_path / "logs" / "wandb" / "run-20260101_000000-0123456789abcdef"
+    other.mkdir(parents=True)
+    wandb_id_file(tmp_path).write_text(content)
+    remove_logs(tmp_path)
+    assert other.is_dir()
 
 
 def test_tensorboard_knows_the_recipe(values, tmp_path):

@@ -33,6 +33,8 @@ def wandb_folders(run: Path, offline: bool = False) -> list[Path]:
     if not file.is_file():
         return []
     number = file.read_text().strip()
+    if not number.isalnum():  # damaged: it would match the folders of other runs
+        return []
     found = sorted(file.parent.glob(f"*run-*-{number}"))
     return [folder for folder in found if folder.name.startswith("offline-") or not offline]
 
