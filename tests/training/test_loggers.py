@@ -17,10 +17,11 @@ from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora.errors import MissingExtraError
 from recyclelora.recipe import make_recipe
+from recyclelora.runs.facts import read_validations
 from recyclelora.runs.logs import remove_logs, wandb_id_file
 from recyclelora.runs.run import Run
 from recyclelora.training.loggers import check_logger, make_logger, of_validation
-from recyclelora.training.recorder import Recorder
+from recyclelora.training.recorder import RunRecorder
 from recyclelora.training.train import train
 
 SCORES = {"step": 2, "seconds": 1.0, "miou": 0.5}
@@ -31,27 +32,21 @@ SCORES["sources"] = {
 VALIDATED = {"val/miou": 0.5, "val/iou/road": 0.6, "val/iou/sky": 0.25}
 
 CHILD = """
-import json, sys, time, yaml
-from recyclelora.files import append_line
+import sys, time, yaml
 from recyclelora.recipe import make_recipe
-from recyclelora.training.loggers import log, of_validation
-from recyclelora.training.recorder import Recorder
+from recyclelora.training.recorder import RunRecorder
 from recyclelora.training.train import train
 
-values, out, scores = yaml.safe_load(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-record = Recorder.record
+record = RunRecorder.record
 
 def slow(self, step, *args):
     record(self, step, *args)
-    if step in (2, 5):
-        append_line(self.run.path / "validation.jsonl", json.dumps({**scores, "step": step}))
-        log(self.loggers, of_validation({**scores, "step": step}), step)
     if step == 6:
         print("step 6", flush=True)
         time.sleep(60)
 
-Recorder.record = slow
-train(make_recipe(values), out)
+RunRecorder.record = slow
+train(make_recipe(yaml.safe_load(sys.argv[1])), sys.argv[2])
 """
 
 
@@ -61,7 +56,7 @@ def values(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     own = {"backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 32, "batch_size": 2, "steps": 7}
-    own |= {"workers": 0, "checkpoint_every": 2, "optim": {"lr": 0.003}}
+    own |= {"workers": 0, "checkpoint_every": 2, "optim": {"lr": 0.003}, "validation": {"every": 2, "images": 1}}
     return own | {"sources": [f"folder={write_folder(tmp_path / 'town')}"]}
 
 
@@ -110,15 +105,18 @@ def check(found, run, steps, validated):
         assert list(found[name]) == steps
         for step in steps:
             assert found[name][step] == pytest.approx(expected[step][name], rel=1e-6)
-    assert found.keys() == {"train/loss", "train/lr", *VALIDATED}
-    for name, value in VALIDATED.items():
-        assert found[name] == {step: pytest.approx(value, rel=1e-6) for step in validated}
+    scores = {line["step"]: of_validation(line) for line in read_validations(run / "validation.jsonl")}
+    assert list(scores) == list(found["val/miou"]) == validated
+    assert found.keys() == {"train/loss", "train/lr"} | {name for values in scores.values() for name in values}
+    for step, values in scores.items():
+        for name, value in values.items():
+            assert found[name][step] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("logger", READERS)
 def test_a_killed_training_has_its_steps_on_disk_and_shows_each_once_when_it_goes_on(logger, values, tmp_path):
     run, values = tmp_path / "run", values | {"logger": logger}
-    words = [sys.executable, "-c", CHILD, yaml.safe_dump(values), run, json.dumps(SCORES)]
+    words = [sys.executable, "-c", CHILD, yaml.safe_dump(values), run]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "step 6\n"
@@ -127,11 +125,9 @@ def test_a_killed_training_has_its_steps_on_disk_and_shows_each_once_when_it_goe
             process.kill()
     time.sleep(1 if logger == "tensorboard" else 0)  # the names of its files have the second
     last = 5 if logger == "wandb" else 6  # wandb writes a step when the next one begins
-    check(READERS[logger](run), run, [*range(1, last + 1)], [2, 5])
+    check(READERS[logger](run), run, [*range(1, last + 1)], [2, 4])
     train(make_recipe(values), run, resume=True)  # from step 4
-    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 5]
-    check(READERS[logger](run), run, [*range(1, 8)], [2])
+    check(READERS[logger](run), run, [*range(1, 8)], [2, 4, 6, 7])
 
 
 def test_a_logger_changes_nothing_else(values, tmp_path):
@@ -150,7 +146,7 @@ def test_a_logger_changes_nothing_else(values, tmp_path):
 
 def cut(values, run, monkeypatch):
     """A training that loses its power after step 5, with a checkpoint after step 4."""
-    record = Recorder.record
+    record = RunRecorder.record
 
     def power_cut(self, step, *args):
         if step == 6:
@@ -158,7 +154,7 @@ def cut(values, run, monkeypatch):
         record(self, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "record", power_cut)
+        patch.setattr(RunRecorder, "record", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             train(make_recipe(values), run)
 

@@ -43,7 +43,7 @@ def recipe(town, **changes):
 
 
 def weights(run):
-    files = sorted((run.path / "adapter").glob("*.safetensors")) + [run.head]
+    files = [*(run.path / "adapter").glob("*.safetensors"), run.head]
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
@@ -69,9 +69,9 @@ KINDS = {
     "full": {"method": "full", "adapter": None},
     "checkpointing": {"backbone": {**TINY, "grad_checkpointing": True}},
     "bfloat16": {"precision": "bf16-mixed"},
-    "rotary": {"backbone": {"model": "eva02_tiny_patch14_224", "weights": "random", "model_args": EVA, "norm": False}},
+    "rotary": {"backbone": {"model": "eva02_base_patch14_224", "weights": "random", "model_args": EVA, "norm": False}},
     "dinov3": {"backbone": {"model": "vit_small_patch16_dinov3", "weights": "random", "model_args": EVA}},
-    "dropout": {"method": "lora", "adapter": None, "backbone": {**TINY, "model_args": {**TINY["model_args"], "drop_path_rate": 0.3}}},
+    "drop path": {"backbone": {**TINY, "model_args": {**TINY["model_args"], "drop_path_rate": 0.3}}},
 }  # fmt: skip
 
 
@@ -135,9 +135,10 @@ def test_a_killed_training_repeats_what_came_after_its_checkpoint(at, town, tmp_
             raise Killed
         return score(self, step, request)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(validation.Validation, "score", killed)
-        train(settings, tmp_path / "run")
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "run")
     run = train(settings, tmp_path / "run", resume=True)
     assert_same(whole, run)
     one, other = (read_validations(each.validations) for each in (whole, run))
@@ -157,9 +158,10 @@ def test_a_signal_ends_a_validation_which_is_made_up_for_later(town, tmp_path, m
             os.kill(os.getpid(), signal.SIGTERM)
         return counts(self, held, step, request, progress, pictured)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 4 of 5"):
+    with monkeypatch.context() as patch:
         patch.setattr(validation.Validation, "_counts", signalled)
-        train(recipe(town), tmp_path / "run")
+        with pytest.raises(Stopped, match="after step 4 of 5"):
+            train(recipe(town), tmp_path / "run")
     stopped = recyclelora.runs.run.open_run(tmp_path / "run")
     assert [line["step"] for line in read_validations(stopped.validations)] == [2]
     run = train(recipe(town), tmp_path / "run", resume=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from lightning.fabric.loggers import Logger
+from lightning.fabric.loggers.logger import Logger
 from torch import nn
 
 from recyclelora.files import append_line, write_text
@@ -19,8 +19,8 @@ from recyclelora.pages.progress import LOGGER, Progress
 from recyclelora.runs.facts import best_validation, read_metrics, read_validations
 from recyclelora.runs.run import Run
 from recyclelora.training.divergence import LossWatch, check_step
-from recyclelora.training.loggers import finish, log, make_logger, of_step, of_validation
 from recyclelora.training.held_out import HeldOut
+from recyclelora.training.loggers import finish, log, make_logger, of_step, of_validation
 from recyclelora.training.page import write_run_page
 
 STEPS = 20

@@ -27,6 +27,7 @@ from recyclelora.runs.state import divergence_marked
 from recyclelora.stopping import begun
 from recyclelora.training.divergence import check_result
 from recyclelora.training.held_out import HeldOut, hold_out
+from recyclelora.training.loggers import check_logger
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.page import write_run_page
