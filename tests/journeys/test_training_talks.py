@@ -68,7 +68,7 @@ def test_outside_a_terminal_there_are_lines_at_the_start_and_then_in_time(recipe
     pattern = r"training run: (\d) of 6 steps \((\d+) %\)(, loss \d\.\d{3}, images/s [\d.]+)?(, about \d+ s left)?"
     for line in shown[:-1]:
         assert re.fullmatch(pattern, line), line
-    assert any("left" in line and "loss" in line for line in shown)
+    assert any("left" in line and "loss" in line for line in shown), shown
     assert re.fullmatch(r"training run: 6 of 6 steps in \d+ s", shown[-1])
     assert max(after - before for before, after in pairwise(times[1:])) < 2
     for step, line in zip((3, 6), [line for line in lines if line.startswith("step ")], strict=True):

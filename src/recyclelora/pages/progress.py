@@ -44,12 +44,13 @@ class Progress:
         self.facts: dict[str, str] = {}
         self.bar: tqdm[Any] | None = None
         self.first = done
-        self.begun = self.since = time.monotonic()
+        self.begun = time.monotonic()
+        self.since: float | None = None
         self._said = False
         self._ended = threading.Event()
 
     def __enter__(self) -> Progress:
-        self.begun = self.since = time.monotonic()
+        self.begun = time.monotonic()
         _at_work.append(self)
         if self.shown and bars_fit():
             self.bar = tqdm(desc=self.name, total=self.total, initial=self.done, leave=len(_at_work) == 1)
@@ -72,7 +73,7 @@ class Progress:
         """Count parts as done; `facts` are shown, as in `loss="0.53"`."""
         self.done += count
         self.facts = facts
-        if self.done - count == self.first and count:
+        if self.since is None and count:
             self.first, self.since = self.done, time.monotonic()  # the first part is slower than the others
         if self.bar is not None:
             self.bar.set_postfix(facts, refresh=False)
@@ -91,7 +92,9 @@ class Progress:
     def seconds_left(self) -> float | None:
         """How long the rest will take, at the pace so far; None before two parts are done."""
         counted = self.done - self.first
-        return None if counted < 1 else (time.monotonic() - self.since) / counted * max(0, self.total - self.done)
+        if self.since is None or counted < 1:
+            return None
+        return (time.monotonic() - self.since) / counted * max(0, self.total - self.done)
 
     def _is_long(self) -> bool:
         """Whether it is known by now that the rest takes longer than a user wants to wait without a word."""
