@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "learning_rate.json"
 def score(method: str, lr: float, out: Path, weights: str, steps: int, scenes: int) -> float:
     """mIoU on clear validation scenes after training at one rate."""
     recipe = demo_recipe(method, steps, weights, seed=0, scenes=str(out / "scenes"))
-    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": lr})})
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": lr}), "validation": None})
     run = train(recipe, out / f"{method}-{lr:g}", resume=True)
     file = run.path / f"validation-{scenes}.json"
     if not file.is_file():

