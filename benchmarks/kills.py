@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -186,6 +187,7 @@ def _recipe(town: str, **settings: Any) -> Recipe:
     backbone = {"model": "vit_tiny_patch16_224", "weights": "random", "model_args": sizes}
     values = {"sources": [town], "backbone": backbone, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 32}
     values |= {"batch_size": 2, "steps": 5, "checkpoint_every": 2, "workers": 0, "optim": {"lr": 0.003}}
+    values |= {"validation": {"every": 3, "images": 1, "share": 0.4}}
     return make_recipe(values | settings)
 
 
@@ -202,6 +204,10 @@ def write_town(root: Path) -> Path:
     return root
 
 
+TIMES = re.compile(rb"<tr><td>(time left|time so far|training time|pace|written)</td><td>.*</td></tr>|<(title|h1)>.*</")
+"""The parts of a run's page that say how long something took, when it was, or what the run's folder is called."""
+
+
 def found_in(out: Path) -> dict[str, Any]:
     """What a folder holds, without times."""
     found: dict[str, Any] = {}
@@ -210,13 +216,15 @@ def found_in(out: Path) -> dict[str, Any]:
         if file.is_dir() or name == files.LOCK:
             continue
         content: Any = file.read_bytes()
-        if name == "metrics.jsonl":
+        if name in ("metrics.jsonl", "validation.jsonl"):
             content = [{key: line[key] for key in line if key != "seconds"} for line in files.read_lines(file)]
         elif name == "predictions.jsonl":
             first, *lines = files.read_lines(file) or [None]
             content = first, {line["image"]: line["sha256"] for line in lines}
         elif file.parent.name == "checkpoints" and file.suffix == ".safetensors":
             content = _plain(read_state(file))
+        elif name == "index.html":
+            content = TIMES.sub(b"", content)
         elif name == "scores.html":
             content = content.rstrip().endswith(b"</html>")
         found[name] = content
