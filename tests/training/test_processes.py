@@ -15,6 +15,7 @@ from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.data.labels import IGNORE
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import build
+from recyclelora.runs.facts import read_validations
 
 SETTINGS = {
     "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 64, "batch_size": 4, "steps": 5, "workers": 0,
@@ -84,8 +85,9 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     a, b = (f"folder={write_folder(tmp_path / name, seed=seed)}" for seed, name in enumerate("ab"))
     sources = [a, {"data": b, "rare_classes": {"temperature": 0.1, "min_pixels": 50}}]
     values = {**SETTINGS, "sources": sources, "head": head, "head_args": HEADS[head], "precision": "64-true"}
+    values |= {"validation": {"every": 2, "images": 2, "share": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    states, losses = [], []
+    states, losses, scores = [], [], []
     for devices, accumulate in ((1, 1), (2, 1), (2, 2)):
         run = tmp_path / f"{devices}-{accumulate}"
         command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
@@ -95,7 +97,10 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
         assert done.stdout.count("5 steps done") == 1
         assert (run / "metrics.jsonl").read_text().count("\n") == 5
         states.append(load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors"))
+        scores.append([{**line, "seconds": 0} for line in read_validations(run / "validation.jsonl")])
         losses.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert [line["step"] for line in scores[0]] == [2, 4, 5]
+    assert scores[0] == scores[1] == scores[2]
     one, two, in_parts = states
     for name, value in one.items():
         assert value.dtype == torch.float64 or not value.is_floating_point(), name
