@@ -61,7 +61,7 @@ def test_outside_a_terminal_there_are_lines_at_the_start_and_then_in_time(recipe
     assert process.returncode == 0
     assert lines[0] == (
         "training recyclelora on vit_tiny_patch16_224 with head linear (15,360 + 98 parameters), sources: town "
-        f"(3 images); 6 steps of 2 images; validated on 1 images every 3 steps; into {run}"
+        f"(3 images); 6 steps of 2 images; validated on 1 image every 3 steps; into {run}"
     )
     shown = [line for line in lines if line.startswith("training run: ")]
     assert len(shown) >= 8  # 6 steps of at least 0.6 s: a line every 0.4 s, also within a step

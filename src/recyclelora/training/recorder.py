@@ -135,7 +135,7 @@ def start_line(run: Run, done: int) -> str:
     held = sum(each["images"] for each in info.get("validation", ()))
     validation = ""
     if recipe.validation is not None:
-        validation = f"; validated on {held:,} images every {recipe.validation.every:,} steps"
+        validation = f"; validated on {held:,} image{'s' * (held != 1)} every {recipe.validation.every:,} steps"
     return (
         f"training {recipe.method} on {recipe.backbone.model} with head {recipe.head} "
         f"({parameters['adapters']:,} + {parameters['head']:,} parameters), sources: {sources}; "

@@ -56,7 +56,7 @@ class Validation:
     def score(self, step: int, request: Request) -> dict[str, Any] | None:
         """Score the model as it would be the result; None if a signal asks to stop meanwhile.
 
-        The line of the validation is written before what depends on it, and returned.
+        Returns the line of `validation.jsonl`. The weights, if they are the best so far, are written before it.
         """
         begun = time.perf_counter()
         module, leads = self.module, self.fabric.is_global_zero
