@@ -21,7 +21,7 @@ from recyclelora.recipe import read_recipe
 from recyclelora.runs.checkpoint import read_state
 from recyclelora.runs.predict import predict
 from recyclelora.study.compare import Variant
-from recyclelora.training.recorder import Recorder
+from recyclelora.training.recorder import RunRecorder
 from recyclelora.training.train import train
 
 
@@ -138,18 +138,18 @@ def test_the_verbs_are_functions_that_return_objects_and_print_nothing(recipe, t
 def test_a_stopped_and_resumed_training_ends_bitwise_the_same(recipe, tmp_path, monkeypatch, method, stop_at):
     settings = read_recipe(recipe, {"method": method, "workers": "1"})
     train(settings, tmp_path / "whole")
-    untouched = Recorder.record
+    untouched = RunRecorder.record
 
     def power_cut(self, step, *args):
         untouched(self, step, *args)
         if step == stop_at + 1:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(Recorder, "record", power_cut)
+    monkeypatch.setattr(RunRecorder, "record", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
         train(settings, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "head.safetensors").exists()
-    monkeypatch.setattr(Recorder, "record", untouched)
+    monkeypatch.setattr(RunRecorder, "record", untouched)
     train(settings, tmp_path / "stopped", resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
     lines = [

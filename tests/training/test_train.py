@@ -17,7 +17,7 @@ from recyclelora.methods import METHODS
 from recyclelora.models.heads.linear import LinearHead
 from recyclelora.recipe import make_recipe
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.recorder import Recorder
+from recyclelora.training.recorder import RunRecorder
 from recyclelora.training.train import decisive, train
 from tiny_methods import ADAPTERS
 
@@ -214,7 +214,7 @@ def test_a_training_is_resumed_in_other_parts(unequal, tmp_path, monkeypatch):
     values = {**BASE, "sources": unequal, "precision": "64-true", "batch_size": 4, "steps": 4, "checkpoint_every": 2}
     train(make_recipe(values), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "record", cut_at(4))
+        patch.setattr(RunRecorder, "record", cut_at(4))
         with pytest.raises(RuntimeError, match="power cut"):
             train(make_recipe(values), tmp_path / "cut")
     run = train(make_recipe({**values, "accumulate": 4}), tmp_path / "cut", resume=True)
@@ -323,8 +323,8 @@ def test_rare_classes_are_decisive_for_a_run_that_is_resumed(sources, tmp_path, 
 
 
 def cut_at(last):
-    """`Recorder.record`, with a power cut at a step."""
-    record = Recorder.record
+    """`RunRecorder.record`, with a power cut at a step."""
+    record = RunRecorder.record
 
     def recorded(self, step, *args):
         if step == last:
@@ -338,7 +338,7 @@ def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
     """Train it without a stop, and with one half-way; all tensors of both runs are the same."""
     train(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "record", cut_at(4))
+        patch.setattr(RunRecorder, "record", cut_at(4))
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe, tmp_path / "cut")
     train(recipe, tmp_path / "cut", resume=True)
