@@ -26,7 +26,7 @@ FIRST_PARTS, FIRST_SECONDS, SHORT = 3, 3.0, 10.0
 Item = TypeVar("Item")
 _log = logging.getLogger(LOGGER)
 _at_work: list[Progress] = []
-"""The work that is being done, and the work that it waits for; only the last talks."""
+"""The work that waits for other work, and last what is being done."""
 
 
 class Progress:
@@ -102,9 +102,11 @@ class Progress:
         return begun and (self.seconds_left() or 0) > SHORT
 
     def _talk(self) -> None:
+        """Say how far the innermost work is, if this is the outermost: a short one would end before its first line."""
         while not self._ended.wait(PAUSE):
-            if _at_work and _at_work[-1] is self:
-                self._say()
+            talking = [work for work in _at_work if work.shown]
+            if talking and talking[0] is self:
+                talking[-1]._say()
 
     def _say(self) -> None:
         self._said = True

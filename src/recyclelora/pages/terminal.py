@@ -42,9 +42,12 @@ class ToStandardError(logging.Handler):
     """Prints what is logged to standard error as plain lines, at once; of several processes only the first prints."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
+        """Print one line, above the bars that a terminal may show."""
+        from tqdm import tqdm
+
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(printable(record.getMessage()), file=sys.stderr, flush=True)
+            tqdm.write(printable(record.getMessage()), file=sys.stderr)
+            sys.stderr.flush()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
