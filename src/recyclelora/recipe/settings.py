@@ -141,7 +141,7 @@ class ValidationSettings(Settings):
 
     From each source `images` images are taken, evenly spaced, from its split `val`. If it has none, or the recipe's
     targets are scored on it, they are drawn at random from the seed and left out of training: at most `share` of the
-    source's images.
+    source's images, but at least one.
     """
 
     every: int = Field(500, gt=0)

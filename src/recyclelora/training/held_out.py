@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +56,7 @@ def _has_own(spec: Spec, targets: Sequence[str]) -> bool:
 
 def _split(domain: Domain, settings: ValidationSettings, seed: int) -> tuple[Domain, Domain]:
     """The images of a domain without some that are drawn at random, and these, each in their order."""
-    count = min(settings.images, math.ceil(settings.share * len(domain)))
+    count = min(settings.images, max(1, int(settings.share * len(domain))))
     if count >= len(domain):
         raise UserError(
             f"{domain.label}: it has only {len(domain)} image, so none can be left out of training for the validation; "
