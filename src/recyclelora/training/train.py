@@ -209,6 +209,12 @@ def _images(domain: Domain) -> dict[str, Any]:
 
 def _check_data(run: Run, facts: dict[str, Any]) -> None:
     """Refuse to resume with other images or classes than before."""
+    for old, new in zip(run.info.get("validation", ()), facts.get("validation", ()), strict=True):
+        if old["split"] != new["split"]:
+            raise UserError(
+                f"{new['label']}: {run.path} is validated on images of its split {old['split']}, but with the targets "
+                f"of this recipe on the split {new['split']}; give the targets of the run's own recipe"
+            )
     before, now = ([*info["sources"], *info.get("validation", ())] for info in (run.info, facts))
     for old, new in zip(before, now, strict=True):
         if old != new:
