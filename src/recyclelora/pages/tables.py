@@ -43,11 +43,13 @@ def print_table(
 ) -> None:
     """Print a table whose first column is text and whose other columns are numbers, wide enough for all of them.
 
-    What would steer the terminal is written out.
+    What would steer the terminal is written out. If several processes train together, only the first prints.
 
     Args:
         footer: a last row, separated by a line.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     header, footer = [printable(cell) for cell in header], [printable(cell) for cell in footer]
     rows = [[printable(cell) for cell in row] for row in rows]
     table = Table(title=Text(printable(title)) if title else None, title_justify="left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from recyclelora.pages.tables import print_table
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.run import Run
+from recyclelora.stopping import Stopped
 from recyclelora.training.divergence import check_step
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loop import fit
@@ -83,7 +85,10 @@ def estimate(recipe: Recipe) -> Estimate:
     module, stopwatch = SegmentationModule(segmenter, short), Stopwatch(1 + TIMED)
     with TemporaryDirectory() as folder:
         run = Run(Path(folder), short, facts)
-        fit(run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
+        try:
+            fit(run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
+        except Stopped as stop:
+            raise Stopped(stop.number) from stop  # without the words that the steps are kept
         checkpoint_bytes = run.checkpoint.stat().st_size if run.checkpoint.is_file() else 0
     validations, validation_seconds = _validations(recipe), None
     if validations:
@@ -144,11 +149,11 @@ def _validation_seconds(recipe: Recipe, module: SegmentationModule, held: list[H
 
 
 class Stopwatch:
-    """Takes the time of each step."""
+    """Takes the time of each step; of several processes only the first shows how far it is."""
 
     def __init__(self, steps: int) -> None:
         self.seconds: list[float] = []
-        self.progress = Progress("timing", steps, "steps")
+        self.progress = Progress("timing", steps, "steps", shown=os.environ.get("LOCAL_RANK", "0") == "0")
         self.last = 0.0
 
     def __enter__(self) -> Stopwatch:
