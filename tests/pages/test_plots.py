@@ -5,16 +5,21 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recyclelora.pages.plots import (
     PALETTE,
+    POINTS,
     class_distribution,
     difference_forest,
     layer_maps,
     lines,
     loss_curves,
     miou_bars,
+    running_mean,
     spread_dots,
+    training_curves,
 )
 
 SCORES = {
@@ -169,3 +174,61 @@ def test_maps_name_layers_and_leave_out_grids_without_values():
     assert {"main", "attn.qkv", "block"} <= set(texts(svg))
     assert "none" not in texts(svg)
     assert layer_maps({"none": {"attn.qkv": [None]}}) == ""
+
+
+# The curves of a training
+
+
+def test_curves_of_a_long_training_are_thinned_to_single_steps():
+    steps = list(range(1, 40_001))
+    losses = (2 + np.sin(np.array(steps) / 3000) + RNG.uniform(-0.5, 0.5, 40_000)).tolist()
+    svg = training_curves((steps, losses), {}, 40_000)
+    assert len(svg) < 100_000
+    faint, strong = strokes(svg, PALETTE[1])
+    assert max(len(faint), len(strong)) <= POINTS
+    across, left = np.polyfit([steps[0], steps[-1]], [faint[0, 0], faint[-1, 0]], 1)
+    shown = np.round((faint[:, 0] - left) / across).astype(int)
+    assert np.corrcoef(faint[:, 1], np.array(losses)[shown - 1])[0, 1] < -0.9999  # heights count from the top
+
+
+def test_the_mean_is_over_steps_that_are_not_drawn_too():
+    steps = list(range(1, 20 * POINTS + 1))
+    losses = [float(step % 2) for step in steps]  # a mean over points of one parity would be 0 or 1
+    faint, strong = strokes(training_curves((steps, losses), {}, len(steps)), PALETTE[1])
+    zero, one = faint[:, 1].max(), faint[:, 1].min()
+    np.testing.assert_allclose((strong[1:, 1] - zero) / (one - zero), 0.5, atol=1e-3)
+
+
+def test_few_points_are_all_drawn():
+    steps, losses = list(range(5, 5 + POINTS)), [1.0, 2.0] * (POINTS // 2)
+    faint, _ = strokes(training_curves((steps, losses), {}, 2000), PALETTE[1])
+    assert len(set(faint[:, 0])) == POINTS
+
+
+def test_scores_have_a_panel_below_with_a_line_for_each_source():
+    scores = {"_town": ([2, 4], [0.25, 0.5]), "a<b>": ([4], [0.75])}
+    svg = training_curves(([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0]), scores, 8)
+    assert {"_town", "a<b>", "validation mIoU (%)", "training loss", "step"} <= set(texts(svg))
+    drawn = [
+        np.array(re.findall(r"[ML] (\S+) (\S+)", path.get("d")), float)
+        for path in ET.fromstring(svg).iter(f"{SVG}path")
+        if f"stroke: {PALETTE[2]}" in (path.get("style") or "") and not path.get("clip-path")
+    ]
+    (town,) = [points for points in drawn if len(points) == 2 and np.ptp(points[:, 1]) > 0]
+    _, strong = strokes(svg, PALETTE[1])
+    assert town[:, 0].tolist() == pytest.approx([strong[1, 0], strong[3, 0]], abs=1e-3)  # at their steps
+    assert town[:, 1].min() > strong[:, 1].max()  # below the losses
+    assert "validation mIoU (%)" not in texts(training_curves(([1], [1.0]), {}, 8))
+    assert "training loss" in texts(training_curves(([], []), {}, 8))
+
+
+@pytest.mark.parametrize("name", ["_town", "$a_b$"])
+def test_every_line_is_named_whatever_its_name(name):
+    assert name in texts(lines({name: [0.0, 1.0]}, "block", "likeness"))
+    assert name in texts(training_curves(([1], [1.0]), {name: ([1], [0.5])}, 8))
+
+
+@given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), max_size=60), st.integers(1, 70))
+def test_a_running_mean_is_over_a_value_and_those_before_it(values, width):
+    expected = [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+    np.testing.assert_allclose(running_mean(np.array(values, float), width), expected, atol=1e-9)

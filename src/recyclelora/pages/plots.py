@@ -53,14 +53,15 @@ def training_curves(
         if losses[0]:
             _loss_curve(panels[0], *losses, PALETTE[1])
         panels[0].set(ylabel="training loss", ylim=(0, None))
-        for (name, (places, values)), colour in zip(scores.items(), itertools.cycle(PALETTE[2:]), strict=False):
+        drawn = []
+        for (places, values), colour in zip(scores.values(), itertools.cycle(PALETTE[2:]), strict=False):
             heights = [100 * value for value in values]
-            panels[1].plot(
-                places, heights, color=colour, marker="o", markersize=4, linewidth=1.8, label=name, clip_on=False
+            drawn += panels[1].plot(
+                places, heights, color=colour, marker="o", markersize=4, linewidth=1.8, clip_on=False
             )
         if scores:
             panels[1].set(ylabel="validation mIoU (%)", ylim=(0, None))
-            panels[1].legend(frameon=False, loc="lower right")
+            panels[1].legend(drawn, list(scores), frameon=False, loc="lower right")
         panels[-1].set(xlabel="step", xlim=(0, steps))
         return _svg(figure)
 
@@ -145,10 +146,12 @@ def lines(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> st
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axes = figure.subplots()
         styles = itertools.product(("-", "--", ":"), PALETTE[1:])
-        for (label, heights), (style, colour) in zip(values.items(), itertools.cycle(styles), strict=False):
-            axes.plot(range(len(heights)), heights, style, color=colour, marker="o", markersize=3, label=label)
+        drawn = []
+        for heights, (style, colour) in zip(values.values(), itertools.cycle(styles), strict=False):
+            drawn += axes.plot(range(len(heights)), heights, style, color=colour, marker="o", markersize=3)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+        legend: Any = figure.legend  # its stubs accept no places outside
+        legend(drawn, list(values), frameon=False, loc="outside right upper", fontsize=8)
         return _svg(figure)
 
 
