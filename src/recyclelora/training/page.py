@@ -67,11 +67,10 @@ def picture_file(run: Run, step: int, number: int) -> Path:
     return run.pictures / f"{step:06d}_{number}.png"
 
 
-def pictured_images(count: int, world: int = 1) -> list[int]:
-    """The images that have pictures: evenly spaced, among those of the first of several processes."""
-    own = range(0, count, world)
-    taken = min(PICTURES, len(own))
-    return [own[(2 * i + 1) * len(own) // (2 * taken)] for i in range(taken)]
+def pictured_images(count: int) -> list[int]:
+    """The images that have pictures, evenly spaced."""
+    taken = min(PICTURES, count)
+    return [(2 * i + 1) * count // (2 * taken) for i in range(taken)]
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

@@ -86,7 +86,7 @@ class Validation:
             domain.dataset, self.run.recipe.crop, self.module.segmenter.backbone.patch_size
         )
         matrix = ConfusionMatrix(len(domain.score_space))
-        pictures = pictured_images(len(domain), fabric.world_size) if pictured else []
+        pictures = pictured_images(len(domain)) if pictured else []
         for first in range(0, len(domain), fabric.world_size):
             if agreed(fabric, request):
                 return None
@@ -95,7 +95,7 @@ class Validation:
                 image, truth = domain.read_scored(index)
                 prediction = scored_prediction(lambda x: self.module.segmenter.predict(x, plan), domain, image)
                 matrix.update(truth, prediction)
-                if fabric.is_global_zero and index in pictures:
+                if index in pictures:
                     write_picture(self.run, step, pictures.index(index), prediction)
             progress.advance(min(fabric.world_size, len(domain) - first))
         counts = fabric.all_reduce(torch.from_numpy(matrix.counts).to(fabric.device), reduce_op="sum")
