@@ -25,7 +25,7 @@ from recyclelora.study.compare import make_cells, take_pictures
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 MARK = "demo.json"  # marks a folder as that of a demo
-STEPS, FRAMES = 200, 60
+STEPS, FRAMES = 200, 40
 METHODS = ("frozen", "recyclelora")
 PROTOCOL = "full"
 LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}
@@ -47,7 +47,7 @@ def demo_recipe(method: str, steps: int, weights: str, seed: int, scenes: str = 
             "steps": steps,
             "optim": {"lr": LEARNING_RATES[method]},
             "evaluation": {"protocol": PROTOCOL, "window": 518},
-            "validation": {"every": 25, "images": 4},
+            "validation": {"every": 50, "images": 4},
             "workers": 1,
             "checkpoint_every": 50,
             "seed": seed,
