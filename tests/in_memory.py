@@ -30,6 +30,9 @@ class Memory:
     def stamp(self, index):
         return f"{self.given[index].tolist()}"
 
+    def place(self, index):
+        return f"{id(self.given[index])}"
+
     def only(self, indices):
         return Memory([self.given[i] for i in indices], [self.red[i] for i in indices])
 

@@ -223,7 +223,7 @@ def test_a_recipe_that_cannot_be_trained_is_refused_as_by_a_training(towns, tmp_
     refused(lambda: estimate(recipe([f"folder={tmp_path / 'nowhere'}"])), "nowhere", "no such folder")
     refused(lambda: estimate(recipe(towns, crop=33)), "crop 33")
     one = write_folder(tmp_path / "one", 1)
-    refused(lambda: estimate(recipe([f"folder={one}"])), "one", "only 1 image")
+    refused(lambda: estimate(recipe([f"folder={one}"])), "one", "all of its images (1)")
 
 
 # The command line

@@ -178,7 +178,7 @@ def test_each_source_gives_of_what_the_recipe_takes_of_it(flat, split):
 
 def test_a_source_of_one_image_is_refused(tmp_path):
     spec = f"town:folder={write_folder(tmp_path / 'town', 1)}"
-    refused(lambda: opened(spec), "town", "only 1 image", "validation", "add images")
+    refused(lambda: opened(spec), "town", "all of its images (1)", "validation", "add images")
     assert opened(spec, validation=None)[0] == [["00"]]
 
 
@@ -265,3 +265,16 @@ def test_a_training_is_not_resumed_with_targets_that_change_what_is_held_out(spl
         "town", "its split val", "on the split train", "the run's own recipe",
     )  # fmt: skip
     train(settings.model_copy(update={"targets": ["streets:fog"]}), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kind", ["one folder twice", "a part of the other"])
+def test_what_is_held_out_of_one_source_is_not_trained_on_through_another(kind, flat, camvid):
+    sources = [f"a:folder={flat}", {"data": f"b:folder={flat / '..' / flat.name}", "images": 15}]
+    if kind == "a part of the other":
+        sources = [f"all:camvid={camvid}", f"dusk:camvid:dusk={camvid}"]
+    dataset, held = open_sources(recipe(*sources, validation={"every": 1, "share": 0.3}))
+    trained = {domain.place(index) for domain in dataset.domains for index in range(len(domain))}
+    out = [{each.domain.place(index) for index in range(len(each.domain))} for each in held]
+    assert trained
+    assert all(out)
+    assert not trained & set.union(*out)

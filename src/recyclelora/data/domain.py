@@ -17,8 +17,8 @@ from recyclelora.data.labels import Labelling, LabelSpace
 class Source(Protocol):
     """Reads images and labels from files or from a renderer. Labels hold the ids as stored or rendered.
 
-    `labels` reads no image if it can do without; `stamp` is a text that changes when a label changes; `only` has just
-    the images of these indices.
+    `labels` reads no image if it can do without. `stamp` is a text that changes when a label changes, `place` one that
+    is the same for an image in two sources. `only` has just the images of these indices.
     """
 
     def __len__(self) -> int: ...
@@ -32,6 +32,8 @@ class Source(Protocol):
     def labels(self, index: int) -> UInt8[np.ndarray, "h w"]: ...
 
     def stamp(self, index: int) -> str: ...
+
+    def place(self, index: int) -> str: ...
 
     def only(self, indices: Sequence[int]) -> Source: ...
 
@@ -87,6 +89,10 @@ class Domain:
         """One RGB image and its labels in the scored label space."""
         image, labels = self.source.read(index)
         return image, _converted(labels, self.labelling.to_score)
+
+    def place(self, index: int) -> str:
+        """Where an image is from, by which it is known in other domains that hold it too."""
+        return self.source.place(index)
 
     def only(self, indices: Sequence[int]) -> Domain:
         """The domain with only the images of these indices, in their order."""

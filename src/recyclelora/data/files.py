@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +126,10 @@ class LabelledFiles:
                 f"({unknown.sum()} unknown pixels), expected {min(self.ids)} to {max(self.ids)} or {IGNORE} (ignored); "
                 "convert the label or correct the list of classes"
             )
+
+    def place(self, index: int) -> str:
+        """The path of an image."""
+        return os.path.abspath(self.pairs[index].image)
 
     def only(self, indices: Sequence[int]) -> LabelledFiles:
         """Only the images of these indices."""

@@ -57,6 +57,10 @@ class StreetScenes:
         """The renderer's version, and the domain and seed of a scene."""
         return f"streets {streets.VERSION} {self.name(index)}"
 
+    def place(self, index: int) -> str:
+        """The domain and seed of a scene."""
+        return f"streets {self.name(index)}"
+
     def only(self, indices: Sequence[int]) -> StreetScenes:
         """Only the scenes of these indices."""
         return replace(self, seeds=[self.seeds[index] for index in indices])

@@ -185,9 +185,14 @@ def _best(run: Run) -> Checkpoint:
             "the recipe, as in `--set validation.every=500`"
         )
     file = run.best_checkpoint(best["step"])
-    if not file.is_file():
-        raise UserError(f"{file}: missing; it held the weights that were best in the validation")
-    return Checkpoint(file, read_state(file))
+    try:
+        return Checkpoint(file, read_state(file))
+    except UserError:
+        if file.is_file():
+            raise
+        if best_validation(read_validations(run.validations)) != best:  # a training that goes on has replaced it
+            return _best(run)
+        raise UserError(f"{file}: missing; it held the weights that were best in the validation") from None
 
 
 def _load(module: nn.Module, file: Path, what: str) -> None:

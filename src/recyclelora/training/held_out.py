@@ -35,17 +35,15 @@ def hold_out(recipe: Recipe, domains: Sequence[Domain]) -> tuple[list[Domain], l
     settings = recipe.validation
     if settings is None:
         return list(domains), []
-    trained, held = [], []
+    held = []
     for source, domain in zip(recipe.sources, domains, strict=True):
         spec = parse_spec(source.data)
         if _has_own(spec, recipe.targets):
-            trained.append(domain)
             held.append(HeldOut(open_domain(spec, "val", settings.images), "val"))
         else:
-            kept, left = _split(domain, settings, recipe.seed)
-            trained.append(kept)
-            held.append(HeldOut(left, "train"))
-    return trained, held
+            held.append(HeldOut(_share(domain, settings, recipe.seed), "train"))
+    left_out = {each.domain.place(index) for each in held for index in range(len(each.domain))}
+    return [_without(domain, left_out) for domain in domains], held  # one source may hold images of another
 
 
 def _has_own(spec: Spec, targets: Sequence[str]) -> bool:
@@ -54,13 +52,18 @@ def _has_own(spec: Spec, targets: Sequence[str]) -> bool:
     return "val" in splits_of(spec) and all(evaluated_split(target) != "val" for target in scored)
 
 
-def _split(domain: Domain, settings: ValidationSettings, seed: int) -> tuple[Domain, Domain]:
-    """The images of a domain without some that are drawn at random, and these, each in their order."""
+def _share(domain: Domain, settings: ValidationSettings, seed: int) -> Domain:
+    """Some images of a domain, drawn at random, in their order."""
     count = min(settings.images, max(1, int(settings.share * len(domain))))
-    if count >= len(domain):
-        raise UserError(
-            f"{domain.label}: it has only {len(domain)} image, so none can be left out of training for the validation; "
-            "add images, or leave out `validation`"
-        )
     order = np.random.default_rng((seed, len(domain))).permutation(len(domain)).tolist()
-    return domain.only(sorted(order[count:])), domain.only(sorted(order[:count]))
+    return domain.only(sorted(order[:count]))
+
+
+def _without(domain: Domain, left_out: set[str]) -> Domain:
+    kept = [index for index in range(len(domain)) if domain.place(index) not in left_out]
+    if not kept:
+        raise UserError(
+            f"{domain.label}: all of its images ({len(domain)}) would be left out of training for the validation; add "
+            "images, or leave out `validation`"
+        )
+    return domain if len(kept) == len(domain) else domain.only(kept)
