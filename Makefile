@@ -22,7 +22,7 @@ study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it s
 	$(BIN)/python benchmarks/study.py $(if $(CAMVID),--camvid $(CAMVID)) $(STUDY_FLAGS)
 
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.dev  ## ruff and mypy alone
 	$(BIN)/ruff check .

@@ -48,3 +48,9 @@ def wait_for(condition, process):
 def steps_of(run):
     file = run / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def said(err):
+    """The lines on standard error without those of progress, and the one that bitsandbytes prints on import."""
+    others = ("Failed to load CPU gemm_4bit_forward", "training ", "evaluating ", "predicting:", "all trainings:")
+    return [line for line in err.splitlines() if not line.startswith(others)]

@@ -14,7 +14,7 @@ from recyclelora.errors import DivergedError
 from recyclelora.recipe import read_recipe
 from recyclelora.runs.run import open_run
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.recorder import Recorder
+from recyclelora.training.recorder import RunRecorder
 from recyclelora.training.train import train
 
 
@@ -37,7 +37,7 @@ def test_all_states_are_listed_and_a_damaged_run_too(recipe, tmp_path, command):
     (damaged / "run.json").write_text("{")
     with pytest.raises(recyclelora.UserError, match="at step 1"):
         train(read_recipe(recipe, {"optim.lr": "1e30", "method": "lora"}), folder / "d")
-    scores = [{"step": 2, "seconds": 1.0, "miou": 0.1}, {"step": 4, "seconds": 2.0, "miou": 0.4321}]
+    scores = [{"step": step, "seconds": 1.0, "miou": miou, "sources": {}} for step, miou in ((2, 0.1), (4, 0.4321))]
     (finished / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
 
     process = started("train", "--recipe", recipe, "--out", training, before=SLOW)
@@ -70,7 +70,7 @@ def test_all_states_are_listed_and_a_damaged_run_too(recipe, tmp_path, command):
 def test_a_diverged_training_that_goes_on_is_no_longer_diverged(recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
-    def diverge(self, batch):
+    def diverge(self, *arguments):
         raise DivergedError("the loss is nan at step 1;\nlower optim.lr")
 
     monkeypatch.setattr(SegmentationModule, "forward", diverge)
@@ -87,14 +87,14 @@ def test_a_diverged_training_that_goes_on_is_no_longer_diverged(recipe, tmp_path
 
 
 def test_a_stopped_training_shows_how_far_it_came(recipe, tmp_path, monkeypatch):
-    record = Recorder.record
+    record = RunRecorder.record
 
     def power_cut(self, step, *args):
         if step == 25:
             raise RuntimeError("power cut")
         record(self, step, *args)
 
-    monkeypatch.setattr(Recorder, "record", power_cut)
+    monkeypatch.setattr(RunRecorder, "record", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
         train(read_recipe(recipe, {"steps": "5000"}), tmp_path / "run")
     found = only(tmp_path / "run")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from another_process import SIGNALS, SLOW, started, steps_of, wait_for
+from another_process import SIGNALS, SLOW, said, started, steps_of, wait_for
 from safetensors.torch import load_file
 
 from recyclelora.recipe import read_recipe
@@ -17,12 +17,6 @@ from recyclelora.training.train import train
 STEPS = 150
 CHANGES = {"steps": str(STEPS), "checkpoint_every": "1000"}
 SETTINGS = [part for key, value in CHANGES.items() for part in ("--set", f"{key}={value}")]
-
-
-def said(err):
-    """The lines on standard error without those of progress, and the one that bitsandbytes prints on import."""
-    others = ("Failed to load CPU gemm_4bit_forward", "training ", "evaluating ", "predicting:", "all trainings:")
-    return [line for line in err.splitlines() if not line.startswith(others)]
 
 
 def weights(run):

@@ -46,8 +46,8 @@ def test_a_rate_of_1e30_is_noticed_at_the_first_step(steps, average, town, tmp_p
 def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(wrong, town, tmp_path, monkeypatch):
     untouched, seen = SegmentationModule.forward, []
 
-    def step(self, batch):
-        seen.append(untouched(self, batch))
+    def step(self, *arguments):
+        seen.append(untouched(self, *arguments))
         return seen[-1] * (float(wrong) if len(seen) == 3 else 1)
 
     monkeypatch.setattr(SegmentationModule, "forward", step)

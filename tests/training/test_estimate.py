@@ -151,11 +151,11 @@ def content(*folders):
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
-    """The working folder and that of temporary files, both observed."""
-    folders = [tmp_path / "cwd", tmp_path / "tmp", tmp_path / "cache"]
+def places(tmp_path, tmp_path_factory, monkeypatch):
+    """The working folder and that of temporary files, both observed; the latter may not have a long path."""
+    folders = [tmp_path / "cwd", tmp_path_factory.mktemp("t"), tmp_path / "cache"]
     for folder in folders:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "mine.txt").write_text("mine")
     monkeypatch.chdir(folders[0])
     monkeypatch.setattr(tempfile, "tempdir", str(folders[1]))

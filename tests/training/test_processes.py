@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniatures import SMALL_HEAD, TINY, write_folder
 from recyclelora.data.labels import IGNORE
-from recyclelora.recipe import make_recipe
+from recyclelora.recipe import make_recipe, read_recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.facts import read_validations
+from recyclelora.training.train import train
 
 SETTINGS = {
     "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 64, "batch_size": 4, "steps": 5, "workers": 0,
@@ -88,23 +89,25 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     values |= {"validation": {"every": 2, "images": 2, "share": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     states, losses, scores = [], [], []
-    for devices, accumulate in ((1, 1), (2, 1), (2, 2)):
+    for devices, accumulate in ((1, 1), (2, 2), *([(2, 1)] if head == "linear" else [])):
         run = tmp_path / f"{devices}-{accumulate}"
-        command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
-        command += ["--set", f"devices={devices}", "--set", f"accumulate={accumulate}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("5 steps done") == 1
+        if devices == 1:
+            train(read_recipe(tmp_path / "recipe.yaml"), run)
+        else:
+            command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
+            command += ["--set", f"devices={devices}", "--set", f"accumulate={accumulate}"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("5 steps done") == 1
         assert (run / "metrics.jsonl").read_text().count("\n") == 5
         states.append(load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors"))
         scores.append([{**line, "seconds": 0} for line in read_validations(run / "validation.jsonl")])
         losses.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"])
     assert [line["step"] for line in scores[0]] == [2, 4, 5]
-    assert scores[0] == scores[1] == scores[2]
-    one, two, in_parts = states
-    for name, value in one.items():
-        assert value.dtype == torch.float64 or not value.is_floating_point(), name
-        torch.testing.assert_close(two[name], value, atol=1e-9, rtol=0)
-        torch.testing.assert_close(in_parts[name], value, atol=1e-9, rtol=0)
-    assert losses[0] == losses[1]
-    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+    one, *others = states
+    for state, score in zip(others, scores[1:], strict=True):
+        assert score == scores[0]
+        for name, value in one.items():
+            assert value.dtype == torch.float64 or not value.is_floating_point(), name
+            torch.testing.assert_close(state[name], value, atol=1e-9, rtol=0)
+    assert losses == [pytest.approx(losses[0], rel=1e-6)] * len(losses)

@@ -1,6 +1,7 @@
 """Every setting of a recipe changes the result of a training, and every method resumes where it stopped."""
 
 import json
+import tempfile
 
 import jaxtyping
 import numpy as np
@@ -371,3 +372,13 @@ def test_a_warm_up_and_rare_classes_resume_bitwise(weighted, sources, tmp_path, 
 def test_a_recipe_without_sources_is_not_trained(tmp_path):
     refused(lambda: train(make_recipe(BASE), tmp_path / "run"), "sources: at least 1")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_temporary_folder_with_too_long_a_path_is_refused_for_helping_processes(sources, tmp_path, monkeypatch):
+    """Python loses what cannot be handed over, and the training would wait for it without end."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    recipe = make_recipe({**BASE, "sources": sources[:1], "workers": 1})
+    refused(lambda: train(recipe, tmp_path / "run"), long, "set TMPDIR to a shorter one", "workers to 0")
+    assert same(trained(tmp_path / "without", sources[:1], {}), trained(tmp_path / "again", sources[:1], {}))

@@ -23,7 +23,7 @@ from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, base_of, build, check_base, kept_names
 from recyclelora.runs.checkpoint import Checkpoint, newest_whole, read_state
 from recyclelora.runs.facts import best_validation, read_validations
-from recyclelora.runs.run import Run, check_empty, open_finished, open_run
+from recyclelora.runs.run import Run, check_empty, check_finished, open_run
 
 CheckpointName = Literal["last", "best-source"]
 
@@ -123,7 +123,7 @@ def load(
     """
     opened = open_run(run)
     if checkpoint is None or (checkpoint == "last" and opened.finished):
-        opened = open_finished(run)
+        check_finished(opened)
         segmenter = _merged(opened, opened, weights)
     else:
         with TemporaryDirectory() as folder:

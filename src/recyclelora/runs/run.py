@@ -270,10 +270,19 @@ def open_finished(path: str | Path) -> Run:
         UserError: as `open_run`, the training is not finished, or a file is not as the training wrote it.
     """
     run = open_run(path)
+    check_finished(run)
+    return run
+
+
+def check_finished(run: Run) -> None:
+    """Refuse a run whose training is not finished, or one of whose files has changed.
+
+    Raises:
+        UserError: as `open_finished`.
+    """
     if not run.finished:
         raise UserError(f"{run.path}: the training is not finished; go on with `recyclelora train --resume`")
     check_files(run.path, RESULTS, run.hashes)
-    return run
 
 
 def is_run(path: Path) -> bool:

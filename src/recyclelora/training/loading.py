@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,9 @@ from recyclelora.stopping import leave_signals_to_parent
 from recyclelora.training.rare_classes import RareClasses
 from recyclelora.training.sampler import StepBatchSampler
 
+LONGEST_SOCKET = 103
+"""Bytes in the path of a Unix socket: macOS allows this many, Linux four more."""
+
 
 @contextmanager
 def loading(
@@ -26,7 +31,13 @@ def loading(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Iterator[TrainingSample]]:
-    """The batches of one of several processes, from a step on."""
+    """The batches of one of several processes, from a step on.
+
+    Raises:
+        UserError: the folder for temporary files has too long a path for helping processes.
+    """
+    if recipe.workers:
+        _check_temporary_folder()
     sampler = StepBatchSampler(
         [len(domain) for domain in dataset.domains],
         recipe.batch_size // world,
@@ -46,6 +57,16 @@ def loading(
     finally:
         if recipe.workers:  # they ignore the signal by which Python ends the processes of an iterator that is left over
             batches._shutdown_workers()
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a path so long that the sockets by which batches are handed over cannot be made; they would be lost."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) + len("/pymp-12345678/listener-12345678") > LONGEST_SOCKET:
+        raise UserError(
+            f"{folder}: too long a path for the sockets of helping processes; set TMPDIR to a shorter one, such as "
+            "/tmp, or set workers to 0"
+        )
 
 
 def _start_worker(number: int) -> None:
