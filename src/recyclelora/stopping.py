@@ -94,6 +94,15 @@ def stopping_later() -> Iterator[Request]:
         yield request
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of several that work together: it alone writes and speaks.
+
+    Their numbers come from Fabric, which starts the others of one machine, from torchrun, or from SLURM's srun.
+    """
+    names = ["LOCAL_RANK", "SLURM_PROCID", *(["RANK"] if "TORCHELASTIC_RUN_ID" in os.environ else [])]
+    return all(os.environ.get(name) in (None, "", "0") for name in names)
+
+
 def stop_helpers() -> None:
     """Ask the helping processes of `multiprocessing` to stop; a training there keeps its last step."""
     for helper in multiprocessing.active_children():

@@ -44,9 +44,9 @@ def done(monkeypatch):
     """What is trained and scored: the runs, and the runs with the labels of their targets."""
     done = {"trained": [], "scored": []}
 
-    def fit(run, *arguments):
+    def fit(fabric, run, *arguments):
         done["trained"].append(run.path.name)
-        return plain_fit(run, *arguments)
+        return plain_fit(fabric, run, *arguments)
 
     def score(predict, trained, domain, *arguments):
         done["scored"].append((predict.func.__self__.run.path.name, domain.label, len(domain)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recyclelora.errors import printable
+from recyclelora.stopping import is_first_process
 
 
 def say(text: str) -> None:
@@ -18,7 +18,7 @@ def say(text: str) -> None:
 
     If several processes train together, only the first prints.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         shown = "\n".join(map(printable, text.split("\n")))
         Console().print(shown, highlight=False, markup=False, soft_wrap=True)
 
@@ -48,7 +48,7 @@ def print_table(
     Args:
         footer: a last row, separated by a line.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return
     header, footer = [printable(cell) for cell in header], [printable(cell) for cell in footer]
     rows = [[printable(cell) for cell in row] for row in rows]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from recyclelora.errors import printable
+from recyclelora.stopping import is_first_process
 
 
 def prepare_terminal() -> None:
@@ -45,7 +45,7 @@ class ToStandardError(logging.Handler):
         """Print one line, above the bars that a terminal may show."""
         from tqdm import tqdm
 
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_process():
             tqdm.write(printable(record.getMessage()), file=sys.stderr)
             sys.stderr.flush()
 

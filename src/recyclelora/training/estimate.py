@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -22,12 +21,12 @@ from recyclelora.pages.tables import print_table
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.run import Run
-from recyclelora.stopping import Stopped
+from recyclelora.stopping import Stopped, is_first_process
 from recyclelora.training.divergence import check_step
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.processes import peak_bytes
+from recyclelora.training.processes import launched, peak_bytes
 from recyclelora.training.train import facts_of, open_sources
 
 TIMED = 3
@@ -86,7 +85,7 @@ def estimate(recipe: Recipe) -> Estimate:
     with TemporaryDirectory() as folder:
         run = Run(Path(folder), short, facts)
         try:
-            fit(run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
+            fit(launched(short), run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
         except Stopped as stop:
             raise Stopped(stop.number) from stop  # without the words that the steps are kept
         checkpoint_bytes = run.checkpoint.stat().st_size if run.checkpoint.is_file() else 0
@@ -153,7 +152,7 @@ class Stopwatch:
 
     def __init__(self, steps: int) -> None:
         self.seconds: list[float] = []
-        self.progress = Progress("timing", steps, "steps", shown=os.environ.get("LOCAL_RANK", "0") == "0")
+        self.progress = Progress("timing", steps, "steps", shown=is_first_process())
         self.last = 0.0
 
     def __enter__(self) -> Stopwatch:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 
 from recyclelora.data.dataset import TrainingDataset, parts
 from recyclelora.runs.checkpoint import Checkpoint
@@ -20,13 +21,14 @@ from recyclelora.training.checkpoint import put_back, save_checkpoint
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loading import loading
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.processes import agreed, launched, mean, together
+from recyclelora.training.processes import agreed, mean, together
 from recyclelora.training.rare_classes import RareClasses
 from recyclelora.training.recorder import Recorder
 from recyclelora.training.validation import Validation
 
 
 def fit(
+    fabric: Fabric,
     run: Run,
     module: SegmentationModule,
     dataset: TrainingDataset,
@@ -43,7 +45,6 @@ def fit(
         Stopped: a signal asked for it; the checkpoint of the last step was written.
     """
     recipe = run.recipe
-    fabric = launched(recipe)
     leads = fabric.is_global_zero
     module = module.train()
     trained = fabric.setup_module(module)

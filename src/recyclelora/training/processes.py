@@ -4,27 +4,67 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
+from recyclelora.errors import UserError
 from recyclelora.recipe import Recipe
 from recyclelora.stopping import Request
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How many processes another program has started for a training, on each machine and in all."""
+
+    world: int
+    on_this_machine: int
+
+
+def launch_by_others() -> Launch | None:
+    """The processes that torchrun or SLURM's srun has started; None if the training starts its own.
+
+    Raises:
+        UserError: SLURM gives the machines different numbers of processes.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Launch(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    world, machines = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if world == 1:
+        return None
+    if world % machines:
+        raise UserError(f"srun: {world} tasks on {machines} nodes; give each node the same number (--ntasks-per-node)")
+    return Launch(world, world // machines)
+
+
 def launched(recipe: Recipe) -> Fabric:
-    """The processes and the precision of a recipe."""
+    """The processes and the precision of a recipe.
+
+    Raises:
+        UserError: other programs have started another number of processes than the recipe's devices.
+    """
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    strategy = DDPStrategy(broadcast_buffers=False) if recipe.devices > 1 else "auto"
-    fabric = Fabric(devices=recipe.devices, strategy=strategy, precision=recipe.precision)
+    others = launch_by_others()
+    launch = others or Launch(recipe.devices, recipe.devices)
+    strategy = DDPStrategy(broadcast_buffers=False) if launch.world > 1 else "auto"
+    fabric = Fabric(
+        devices=launch.on_this_machine,
+        num_nodes=launch.world // launch.on_this_machine,
+        strategy=strategy,
+        precision=recipe.precision,
+        plugins=None if others else [LightningEnvironment()],  # a batch job of SLURM looks like tasks of srun
+    )
     fabric.launch()
     return fabric
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,18 +18,19 @@ from recyclelora.data.transforms import Augment
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.files import holds_nothing, locked
 from recyclelora.models.segmenter import Segmenter
-from recyclelora.recipe import Recipe
+from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.checkpoint import newest_whole
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
 from recyclelora.runs.state import divergence_marked
-from recyclelora.stopping import begun
+from recyclelora.stopping import begun, is_first_process
 from recyclelora.training.divergence import check_result
 from recyclelora.training.held_out import HeldOut, hold_out
 from recyclelora.training.loggers import check_logger
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.page import write_run_page
+from recyclelora.training.processes import Launch, launch_by_others, launched
 from recyclelora.training.rare_classes import RareClasses, rare_classes
 from recyclelora.training.recorder import RunRecorder
 
@@ -55,13 +55,18 @@ def train(
     out = Path(out)
     recipe.check_sources()
     check_logger(recipe)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError("started by torchrun: start the training once, with `devices` set to the number of processes")
-    leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric starts the other processes once the run is written
+    leads = is_first_process()
+    fabric = None  # it starts the other processes once the run is written
+    if others := launch_by_others():
+        recipe = _shared(recipe, others)
+        fabric = launched(recipe)
     with ExitStack() as locks:
         if leads and not holds_nothing(out):
             locks.enter_context(locked(out))
-        previous = _previous(recipe, out, resume, overwrite) if leads else open_run(out)
+        previous = _previous(recipe, out, resume, overwrite) if leads else None
+        goes_on = fabric.broadcast(previous is not None) if fabric else True
+        if goes_on and not leads:
+            previous = open_run(out)
         if previous is not None and previous.finished:
             open_finished(out)  # refuses files that have changed
             return previous
@@ -75,6 +80,8 @@ def train(
             check_base(segmenter.backbone, previous, recipe.backbone.weights)
             _check_data(previous, facts)
         run = previous or Run(out, recipe, facts)
+        if fabric:
+            fabric.barrier()  # until all have read what is there
         if leads:
             locks.enter_context(locked(out))
             if previous is None:
@@ -84,12 +91,26 @@ def train(
         with begun(), divergence_marked(run, leads), _page_at_the_end(run, held, leads):
             module = SegmentationModule(segmenter, recipe)
             recorder = RunRecorder(run, held, 0 if checkpoint is None else checkpoint.step, leads)
-            fit(run, module, dataset, rare, held, recorder, checkpoint)
+            fit(fabric or launched(recipe), run, module, dataset, rare, held, recorder, checkpoint)
             module.take_averages()
             check_result(out, recipe.steps, module, segmenter.head)
             if leads:
                 run.save_result(segmenter)
         return run
+
+
+def _shared(recipe: Recipe, others: Launch) -> Recipe:
+    """The recipe with as many devices as there are processes.
+
+    Raises:
+        UserError: it says another number, or they cannot share its batch.
+    """
+    if recipe.devices not in (1, others.world):
+        raise UserError(
+            f"recipe: devices {recipe.devices}, but {others.world} processes were started; leave `devices` out, or "
+            "start the training once"
+        )
+    return make_recipe({**recipe.model_dump(), "devices": others.world}, "recipe")
 
 
 @contextmanager
