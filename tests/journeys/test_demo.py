@@ -123,10 +123,10 @@ def test_nothing_is_done_twice_and_other_images_are_scored_again(run_demo, camvi
 def test_the_demo_goes_on_where_it_stopped(run_demo, done, monkeypatch, tmp_path):
     counted = training.fit
 
-    def power_cut(run, *arguments):
+    def power_cut(fabric, run, *arguments):
         if run.path.name == "recyclelora--0":
             raise RuntimeError("power cut")
-        counted(run, *arguments)
+        counted(fabric, run, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "fit", power_cut)

@@ -1,8 +1,7 @@
-"""Agents of torchrun, as on two machines, train what one process does, also if one of them is lost and comes back."""
+"""Processes that torchrun and SLURM start, as on two machines, train what one process does."""
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,24 +9,13 @@ import sys
 import pytest
 import torch
 import yaml
-from another_process import steps_of, wait_for
 from safetensors.torch import load_file
 
+from labelled_files import refused
 from recyclelora.recipe import read_recipe
+from recyclelora.stopping import is_first_process
+from recyclelora.training.processes import Launch, launch_by_others
 from recyclelora.training.train import train
-
-SCRIPT = """
-import os, time
-from recyclelora.training.module import SegmentationModule
-forward = SegmentationModule.forward
-def slow(self, batch, *rest):
-    time.sleep(float(os.environ.get("SECONDS", 0)))
-    return forward(self, batch, *rest)
-SegmentationModule.forward = slow
-from recyclelora.__main__ import main
-main()
-"""
-QUICK = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1,join_timeout=120"
 
 
 @pytest.fixture
@@ -39,31 +27,18 @@ def exact(recipe):
     return recipe
 
 
-@pytest.fixture
-def agent(tmp_path):
-    """Start an agent of torchrun, as on one of two machines that find each other at a port of this one."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def agent(port, *arguments):
+    """An agent of torchrun, as on one of two machines that find each other at a port of this one."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=test"]
+    words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "recyclelora", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agents = []
-
-    def start(hosts, *arguments, machines=2, processes=1, seconds=0.0):
-        words = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={machines}", f"--nproc-per-node={processes}"]
-        words += ["--rdzv-id=test", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--max-restarts=3"]
-        words += [f"--rdzv-conf={QUICK},is_host={int(hosts)}", str(script), *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "SECONDS": str(seconds)}
-        agents.append(subprocess.Popen(words, env=environment, start_new_session=True, text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT))  # fmt: skip
-        return agents[-1]
-
-    yield start
-    for process in agents:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
-        process.wait()
+        return free.getsockname()[1]
 
 
 def weights(run):
@@ -80,11 +55,12 @@ def assert_trained_alike(run, other):
         assert [[line[key] for key in keys] for line in lines[0]] == [[line[key] for key in keys] for line in lines[1]]
 
 
-def test_two_machines_train_what_one_process_does(exact, agent, tmp_path):
+def test_two_machines_train_what_one_process_does(exact, tmp_path):
     train(read_recipe(exact), tmp_path / "one")
     arguments = ["train", "--recipe", exact, "--out", tmp_path / "two", "--resume"]
-    first, second = agent(True, *arguments), agent(False, *arguments)
-    out = [process.communicate(timeout=240)[0] for process in (first, second)]
+    port = free_port()
+    with agent(port, *arguments) as first, agent(port, *arguments) as second:
+        out = [process.communicate(timeout=240)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), out
     assert sum(text.count("6 steps done") for text in out) == 1
     assert sum(text.count("training recyclelora on") for text in out) == 1
@@ -97,7 +73,8 @@ def test_two_machines_train_what_one_process_does(exact, agent, tmp_path):
 SRUN = """#!/bin/bash
 # As srun for a step of two tasks on one node.
 while [[ $1 == --* ]]; do shift; done
-export SLURM_JOB_ID=7 SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_NODELIST=127.0.0.1
+export SLURM_JOB_ID=7 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+export SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_NODELIST=127.0.0.1
 for rank in 0 1; do
   SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NODEID=0 "$@" > "$LOGS/$rank" 2>&1 &
 done
@@ -113,13 +90,10 @@ def test_the_job_for_slurm_trains_what_one_process_does(exact, tmp_path, request
     srun.chmod(0o755)
     (srun.parent / "recyclelora").write_text(f'#!/bin/bash\nexec {sys.executable} -m recyclelora "$@"\n')
     (srun.parent / "recyclelora").chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     environment = os.environ | {
         "PATH": f"{srun.parent}:{os.environ['PATH']}",
         "LOGS": str(tmp_path),
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
     }
     job = request.config.rootpath / "docs" / "train.sbatch"
     words = ["bash", job, "--recipe", exact, "--out", tmp_path / "two"]
@@ -131,14 +105,32 @@ def test_the_job_for_slurm_trains_what_one_process_does(exact, tmp_path, request
     assert_trained_alike(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_machine_that_is_lost_and_comes_back_goes_on(exact, agent, tmp_path):
-    train(read_recipe(exact), tmp_path / "one")
-    run = tmp_path / "two"
-    arguments = ["train", "--recipe", exact, "--out", run, "--resume"]
-    first, second = agent(True, *arguments, seconds=0.5), agent(False, *arguments, seconds=0.5)
-    wait_for(lambda: steps_of(run) >= 3, first)
-    os.killpg(second.pid, signal.SIGKILL)
-    again = agent(False, *arguments)
-    out = [process.communicate(timeout=240)[0] for process in (first, again)]
-    assert (first.returncode, again.returncode) == (0, 0), out
-    assert_trained_alike(tmp_path / "one", run)
+def test_another_number_of_devices_than_of_processes_is_refused(exact, tmp_path, monkeypatch):
+    monkeypatch.setattr("recyclelora.training.train.launch_by_others", lambda: Launch(2, 2))
+    refused(
+        lambda: train(read_recipe(exact, {"devices": "4"}), tmp_path / "run"),
+        "devices 4, but 2 processes were started", "leave `devices` out",
+    )  # fmt: skip
+    refused(lambda: train(read_recipe(exact, {"batch_size": "3"}), tmp_path / "run"), "batch_size 3", "2 devices")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [({}, True), ({"LOCAL_RANK": "1"}, False), ({"SLURM_PROCID": "0"}, True), ({"SLURM_PROCID": "3"}, False),
+     ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False), ({"RANK": "2"}, True),
+     ({"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "LOCAL_RANK": "0"}, False)],
+)  # fmt: skip
+def test_one_process_of_all_machines_is_the_first(variables, first, monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+def test_tasks_that_are_spread_unevenly_are_refused(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in (("SLURM_STEP_NUM_TASKS", "3"), ("SLURM_STEP_NUM_NODES", "2")):
+        monkeypatch.setenv(name, value)
+    refused(launch_by_others, "3 tasks on 2 nodes", "--ntasks-per-node")
