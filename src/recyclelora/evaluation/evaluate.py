@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from recyclelora.evaluation.result import Evaluation, predict_as
 from recyclelora.evaluation.scores import Scores, check_classes, score_domain
 from recyclelora.evaluation.targets import open_targets, same_domain, seen_labels
 from recyclelora.files import locked_file, read_json, write_json
-from recyclelora.runs.predictor import CheckpointName, Predictor, load
+from recyclelora.runs.predictor import CheckpointName, load
 from recyclelora.runs.run import open_run
 from recyclelora.stopping import begun
 
@@ -65,10 +65,11 @@ def evaluate(
     with nullcontext() if file is None else locked_file(file):
         earlier = None if file is None or overwrite else _earlier(file)
         opened = open_targets(texts, split, limit)
-        result = Evaluation(_model(run, weights, "last", evaluation), opened, limit)
+        result = Evaluation(load(run, weights, checkpoint="last").with_evaluation(**evaluation), opened, limit)
         if checkpoint == "best-source":
             _check_not_chosen_on(result)
-            result.beside = Evaluation(_model(run, weights, checkpoint, evaluation), opened, limit)
+            best = load(run, weights, checkpoint=checkpoint).with_evaluation(**evaluation)
+            result.beside = Evaluation(best, opened, limit)
         if file is not None and earlier is not None:
             _take_earlier_scores(file, earlier, result)
         score_targets(result, file)
@@ -77,12 +78,6 @@ def evaluate(
             with begun():
                 write_evaluation(file.with_suffix(".html"), result, seen, pictures)
     return result
-
-
-def _model(
-    run: str | Path, weights: str | None, checkpoint: CheckpointName, evaluation: Mapping[str, Any]
-) -> Predictor:
-    return load(run, weights, checkpoint=checkpoint).with_evaluation(**evaluation)
 
 
 def _check_not_chosen_on(result: Evaluation) -> None:
