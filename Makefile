@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 STUDY_FLAGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo study test lint test-lowest clean
+.PHONY: help demo study test test-slow lint test-lowest clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -22,7 +22,10 @@ study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it s
 	$(BIN)/python benchmarks/study.py $(if $(CAMVID),--camvid $(CAMVID)) $(STUDY_FLAGS)
 
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.dev  ## trainings of several processes that others start, kills with each logger
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## ruff and mypy alone
 	$(BIN)/ruff check .

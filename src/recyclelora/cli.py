@@ -371,7 +371,7 @@ def demo(
     images: Annotated[int, typer.Option(help="Scenes of each street domain in the evaluation.", min=1)] = 20,
     frames: Annotated[
         int, typer.Option(help="Frames of CamVid in the evaluation, of the 233 of its test split.", min=1)
-    ] = 40,
+    ] = 20,
     weights: Annotated[
         str | None,
         typer.Option(

@@ -25,7 +25,7 @@ from recyclelora.study.compare import make_cells, take_pictures
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 MARK = "demo.json"  # marks a folder as that of a demo
-STEPS, FRAMES = 200, 40
+STEPS, FRAMES = 200, 20
 METHODS = ("frozen", "recyclelora")
 PROTOCOL = "full"
 LEARNING_RATES = {"frozen": 3e-2, "recyclelora": 3e-3}

@@ -84,7 +84,7 @@ def test_the_demo_reports_what_it_did(run_demo, camvid, tmp_path):
     assert not list(demo.rglob("last.safetensors"))
     assert {path.parent.name for path in (demo / "scenes").rglob("*.png")} == {*WEATHER}
     facts = json.loads((demo / "demo.json").read_text())
-    assert facts == {"steps": 2, "seed": 0, "images": 1, "frames": 40}
+    assert facts == {"steps": 2, "seed": 0, "images": 1, "frames": 20}
     for run in RUNS:
         cell = json.loads((demo / f"cells/{run}.json").read_text())
         assert (cell["variant"], cell["seed"], cell["protocol"]) == (run.partition("--")[0], 0, "full")

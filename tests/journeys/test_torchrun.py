@@ -55,6 +55,7 @@ def assert_trained_alike(run, other):
         assert [[line[key] for key in keys] for line in lines[0]] == [[line[key] for key in keys] for line in lines[1]]
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_one_process_does(exact, tmp_path):
     train(read_recipe(exact), tmp_path / "one")
     arguments = ["train", "--recipe", exact, "--out", tmp_path / "two", "--resume"]
@@ -82,6 +83,7 @@ wait -n && wait -n
 """
 
 
+@pytest.mark.slow
 def test_the_job_for_slurm_trains_what_one_process_does(exact, tmp_path, request):
     train(read_recipe(exact), tmp_path / "one")
     srun = tmp_path / "bin" / "srun"

@@ -301,6 +301,7 @@ def test_an_error_of_a_dry_run_is_one_line(change, file, command, places):
     assert content(*places) == before
 
 
+@pytest.mark.slow
 def test_two_processes_print_one_table(file, tmp_path):
     command = [sys.executable, "-m", "recyclelora", "train", "--recipe", file, "--dry-run", "--set", "devices=2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)

@@ -113,6 +113,7 @@ def check(found, run, steps, validated):
             assert found[name][step] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", READERS)
 def test_a_killed_training_has_its_steps_on_disk_and_shows_each_once_when_it_goes_on(logger, values, tmp_path):
     run, values = tmp_path / "run", values | {"logger": logger}

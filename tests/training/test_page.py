@@ -332,6 +332,7 @@ def test_pictures_are_what_the_model_predicts_for_their_images(run):
     assert_pictures_are_predictions(run)
 
 
+@pytest.mark.slow
 def test_two_processes_picture_the_images_of_one(town, tmp_path):
     values = {**BASE, "sources": [f"{LABEL}:folder={town}"], "devices": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
