@@ -18,7 +18,7 @@ from recyclelora.pages.page import write_page
 from recyclelora.pages.pictures import PICTURE_FILTERS, small_labels, small_photo
 from recyclelora.pages.tables import print_table, say
 from recyclelora.recipe import Recipe
-from recyclelora.runs.facts import read_metrics
+from recyclelora.runs.facts import read_last_steps, read_metrics
 from recyclelora.runs.run import Run
 
 
@@ -65,7 +65,7 @@ def take_examples(models: Mapping[str, Predict], domain: Domain, count: int) -> 
 def run_facts(run: Run) -> dict[str, str]:
     """How a run was trained, for a table."""
     recipe, info = run.recipe, run.info
-    steps = read_metrics(run.metrics)
+    last = read_last_steps(run.metrics, 1)
     if imported := info.get("imported"):
         return {
             "method": recipe.method,
@@ -86,7 +86,7 @@ def run_facts(run: Run) -> dict[str, str]:
         + (f", sub × {recipe.optim.sub_lr_ratio:g}" if getattr(recipe.adapter, "r_sub", 0) else "")
         + (f", head {recipe.optim.head_lr:g}" if recipe.optim.head_lr else ""),
         "seed": str(recipe.seed),
-        "training time": f"{steps[-1]['seconds']:.0f} s" if steps else "–",
+        "training time": f"{last[-1]['seconds']:.0f} s" if last else "–",
     }
 
 

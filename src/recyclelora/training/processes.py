@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,11 +48,7 @@ def launch_by_others() -> Launch | None:
 
 
 def launched(recipe: Recipe) -> Fabric:
-    """The processes and the precision of a recipe.
-
-    Raises:
-        UserError: other programs have started another number of processes than the recipe's devices.
-    """
+    """The processes and the precision of a recipe; its devices are the number of processes, whoever starts them."""
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     others = launch_by_others()
     launch = others or Launch(recipe.devices, recipe.devices)
@@ -113,5 +108,7 @@ def peak_bytes() -> int:
     status = Path("/proc/self/status")
     if status.is_file():  # what getrusage says there is at least what the process that started this one had
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    import resource  # which Windows does not have
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -119,7 +119,7 @@ def _page_at_the_end(run: Run, held: Sequence[HeldOut], leads: bool) -> Iterator
     try:
         yield
     except BaseException as error:
-        with suppress(UserError):  # on a full disk, say, which is what the first error is about
+        with suppress(Exception):  # the disk may be full, say, and the first error is the one to tell
             if leads:
                 write_run_page(run, held, "diverged" if isinstance(error, DivergedError) else "stopped")
         raise
