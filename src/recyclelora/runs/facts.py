@@ -139,9 +139,13 @@ def read_last_steps(file: Path, count: int) -> list[dict[str, Any]]:
     Raises:
         UserError: as `read_metrics`.
     """
-    rows: list[dict[str, Any]] = read_last_lines(file, count) if file.is_file() else []
-    for row in rows:
-        _check_row(file, "one of the last lines", row, _Step, "a step with its loss and seconds")
+    try:
+        rows: list[dict[str, Any]] = read_last_lines(file, count) if file.is_file() else []
+        for row in rows:
+            _check_row(file, "one of the last lines", row, _Step, "a step with its loss and seconds")
+    except UserError:
+        read_metrics(file)  # which tells the number of the line
+        raise
     return rows
 
 
