@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from labelled_files import refused
 from recyclelora.recipe import read_recipe
+from recyclelora.runs.processes import Launch, launch_by_others
 from recyclelora.stopping import is_first_process
-from recyclelora.training.processes import Launch, launch_by_others
 from recyclelora.training.train import train
 
 

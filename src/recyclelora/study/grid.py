@@ -34,10 +34,10 @@ from recyclelora.pages.progress import Progress
 from recyclelora.recipe import Recipe
 from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.predictor import Predictor, load
+from recyclelora.runs.processes import peak_bytes
 from recyclelora.runs.run import Run, open_run, remove_run, versions
 from recyclelora.stopping import end_with_parent, stop_helpers
 from recyclelora.study.cell import Cell, CellResult, read_cell
-from recyclelora.training.processes import peak_bytes
 from recyclelora.training.train import decisive, train
 
 POLL = 2.0

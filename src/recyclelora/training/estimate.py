@@ -20,13 +20,13 @@ from recyclelora.pages.progress import Progress, duration
 from recyclelora.pages.tables import print_table
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build
+from recyclelora.runs.processes import launched, peak_bytes
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Stopped, is_first_process
 from recyclelora.training.divergence import check_step
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.processes import launched, peak_bytes
 from recyclelora.training.train import facts_of, open_sources
 
 TIMED = 3

@@ -15,13 +15,13 @@ from lightning.fabric import Fabric
 
 from recyclelora.data.dataset import TrainingDataset, parts
 from recyclelora.runs.checkpoint import Checkpoint
+from recyclelora.runs.processes import agreed, mean, together
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Stopped, stopping_later
 from recyclelora.training.checkpoint import put_back, save_checkpoint
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loading import loading
 from recyclelora.training.module import SegmentationModule
-from recyclelora.training.processes import agreed, mean, together
 from recyclelora.training.rare_classes import RareClasses
 from recyclelora.training.recorder import Recorder
 from recyclelora.training.validation import Validation

@@ -21,6 +21,7 @@ from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.checkpoint import newest_whole
+from recyclelora.runs.processes import Launch, launch_by_others, launched
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
 from recyclelora.runs.state import divergence_marked
 from recyclelora.stopping import begun, is_first_process
@@ -30,7 +31,6 @@ from recyclelora.training.loggers import check_logger
 from recyclelora.training.loop import fit
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.page import write_run_page
-from recyclelora.training.processes import Launch, launch_by_others, launched
 from recyclelora.training.rare_classes import RareClasses, rare_classes
 from recyclelora.training.recorder import RunRecorder
 

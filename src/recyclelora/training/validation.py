@@ -25,13 +25,13 @@ from recyclelora.files import append_line, write_bytes
 from recyclelora.pages.pictures import small_labels
 from recyclelora.pages.progress import Progress
 from recyclelora.runs.facts import best_validation, read_validations
+from recyclelora.runs.processes import agreed
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Request
 from recyclelora.training.checkpoint import save_best
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.page import picture_file, pictured_images
-from recyclelora.training.processes import agreed
 
 
 class Validation:

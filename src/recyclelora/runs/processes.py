@@ -1,4 +1,4 @@
-"""The processes of a training: how they start, agree, and end together."""
+"""Several processes that work together: how they start, agree, and end."""
 
 from __future__ import annotations
 
