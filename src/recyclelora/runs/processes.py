@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.strategy import Strategy
 from torch import Tensor
 
 from recyclelora.errors import UserError
 from recyclelora.recipe import Recipe
-from recyclelora.stopping import Request
+from recyclelora.stopping import Request, end_with_parent, is_first_process
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,35 @@ def launch_by_others() -> Launch | None:
 
 def launched(recipe: Recipe) -> Fabric:
     """The processes and the precision of a recipe; its devices are the number of processes, whoever starts them."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    return started(recipe.devices, DDPStrategy(broadcast_buffers=False), precision=recipe.precision)
+
+
+def started(devices: int, strategy: Strategy, **settings: Any) -> Fabric:
+    """`devices` processes of this program, or as many as another program has started; `settings` are those of Fabric.
+
+    Raises:
+        UserError: this machine has fewer GPUs, though it has some, or a notebook is to start processes.
+    """
+    for name in ("lightning.fabric", "lightning.pytorch"):  # either says what Fabric does
+        logging.getLogger(name).setLevel(logging.WARNING)
     others = launch_by_others()
-    launch = others or Launch(recipe.devices, recipe.devices)
-    strategy = DDPStrategy(broadcast_buffers=False) if launch.world > 1 else "auto"
+    launch = others or Launch(devices, devices)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else launch.on_this_machine
+    if launch.on_this_machine > gpus:
+        raise UserError(
+            f"devices {launch.on_this_machine}: this machine has {gpus} GPU{'s' * (gpus != 1)}; give at most as many, "
+            "or compute on the CPU with CUDA_VISIBLE_DEVICES= in the environment"
+        )
+    if launch.world > 1 and not others and hasattr(sys, "ps1"):
+        raise UserError(f"devices {devices}: a notebook starts no other processes; call it in a script or a terminal")
+    if not others and not is_first_process():
+        end_with_parent()
     fabric = Fabric(
         devices=launch.on_this_machine,
         num_nodes=launch.world // launch.on_this_machine,
-        strategy=strategy,
-        precision=recipe.precision,
+        strategy=strategy if launch.world > 1 else "auto",
         plugins=None if others else [LightningEnvironment()],  # a batch job of SLURM looks like tasks of srun
+        **settings,
     )
     fabric.launch()
     return fabric
