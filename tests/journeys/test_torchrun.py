@@ -71,6 +71,31 @@ def test_two_machines_train_what_one_process_does(exact, tmp_path):
     assert train(read_recipe(exact), tmp_path / "two", resume=True).finished
 
 
+@pytest.mark.slow
+def test_two_machines_evaluate_and_predict_what_one_process_does(exact, town, tmp_path, command):
+    train(read_recipe(exact), tmp_path / "run")
+    for verb, arguments, out in (
+        ("evaluate", ["--target", f"town:folder={town}", "--limit", "3"], "scores.json"),
+        ("predict", [town / "images"], "pictures"),
+    ):
+        words = [verb, tmp_path / "run", *arguments, "--out"]
+        assert command(*words, tmp_path / "one" / out)[0] == 0
+        port = free_port()
+        with (
+            agent(port, *words, tmp_path / "two" / out) as first,
+            agent(port, *words, tmp_path / "two" / out) as second,
+        ):
+            said = [process.communicate(timeout=240)[0] for process in (first, second)]
+        assert (first.returncode, second.returncode) == (0, 0), said
+        assert sum(text.count("written: ") for text in said) == 1
+    one, two = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.suffix in (".json", ".png")}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) == 9
+    assert one == two
+
+
 SRUN = """#!/bin/bash
 # As srun for a step of two tasks on one node.
 while [[ $1 == --* ]]; do shift; done
