@@ -24,7 +24,7 @@ study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it s
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.dev  ## trainings of several processes that others start, kills with each logger
+test-slow: $(VENV)/.dev  ## processes that --devices, torchrun and SLURM start, kills with each logger
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## ruff and mypy alone
