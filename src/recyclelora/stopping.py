@@ -112,7 +112,7 @@ def stop_helpers() -> None:
 
 
 def end_with_parent() -> None:
-    """End this helping process when its parent is killed; otherwise it would go on, and keep the parent's locks."""
+    """End this process when the one that started it is killed; otherwise it would go on, and keep its locks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -27,12 +30,15 @@ def exact(recipe):
     return recipe
 
 
-def agent(port, *arguments):
+def agent(port, *arguments, log=None):
     """An agent of torchrun, as on one of two machines that find each other at a port of this one."""
     words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=test"]
-    words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "recyclelora", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    words += ["--max-restarts=3", "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3"] if log else []
+    words += ["-m", "recyclelora", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with log.open("a") if log else nullcontext(subprocess.PIPE) as out:
+        return subprocess.Popen(words, env=environment, text=True, stdout=out, stderr=subprocess.STDOUT)
 
 
 def free_port():
@@ -96,6 +102,69 @@ def test_two_machines_evaluate_and_predict_what_one_process_does(exact, town, tm
     assert one == two
 
 
+def wait_for_steps(run, steps, *processes, seconds=120):
+    """Wait until a training has done so many steps; fails when a process ends before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= steps:
+            return
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    raise AssertionError(f"not {steps} steps after {seconds} s")
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_comes_back_and_the_training_goes_on(exact, tmp_path):
+    longer = {"steps": "150", "checkpoint_every": "5", "validation.every": "60"}
+    train(read_recipe(exact, longer), tmp_path / "one")
+    settings = [word for key, value in longer.items() for word in ("--set", f"{key}={value}")]
+    arguments = ["train", "--recipe", exact, "--out", tmp_path / "two", "--resume", *settings]
+    port = free_port()
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    with agent(port, *arguments, log=logs[0]) as first:
+        while not listens(port) and first.poll() is None:  # the first one keeps what the agents have to know
+            time.sleep(0.1)
+        with agent(port, *arguments, log=logs[1]) as second:
+            wait_for_steps(tmp_path / "two", 20, first, second)
+            second.kill()
+        lost_at = (tmp_path / "two" / "metrics.jsonl").read_text().count("\n")
+        assert lost_at < 140
+        with agent(port, *arguments, log=logs[2]) as third:
+            assert (first.wait(240), third.wait(60)) == (0, 0), [log.read_text()[-3000:] for log in logs]
+    assert logs[0].read_text().count("from step") == 1
+    assert_trained_alike(tmp_path / "one", tmp_path / "two")
+
+
+def listens(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(["devices=2", "strategy=fsdp"], []), ([], ["devices=4"])])
+def test_a_training_goes_on_with_another_number_of_processes(before, after, exact, tmp_path):
+    settings = ["steps=60", "validation.every=50", "checkpoint_every=50"]
+    train(read_recipe(exact, dict(setting.split("=") for setting in settings)), tmp_path / "one")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def process(own):
+        words = [sys.executable, "-m", "recyclelora", "train", "--recipe", exact, "--out", tmp_path / "two", "--resume"]
+        words += [word for setting in settings + own for word in ("--set", setting)]
+        return subprocess.Popen(list(map(str, words)), env=environment, text=True, stderr=subprocess.PIPE)
+
+    with process(before) as begun:
+        wait_for_steps(tmp_path / "two", 10, begun)
+        begun.send_signal(signal.SIGINT)
+        assert begun.wait(60) == 130
+    done = (tmp_path / "two" / "metrics.jsonl").read_text().count("\n")
+    assert 10 <= done < 55
+    with process(after) as other:
+        text = other.communicate(timeout=240)[1]
+    assert other.returncode == 0, text
+    assert f"from step {done} on" in text
+    assert_trained_alike(tmp_path / "one", tmp_path / "two")
+
+
 SRUN = """#!/bin/bash
 # As srun for a step of two tasks on one node.
 while [[ $1 == --* ]]; do shift; done
@@ -133,7 +202,7 @@ def test_the_job_for_slurm_trains_what_one_process_does(exact, tmp_path, request
 
 
 def test_another_number_of_devices_than_of_processes_is_refused(exact, tmp_path, monkeypatch):
-    monkeypatch.setattr("recyclelora.training.train.launch_by_others", lambda: Launch(2, 2))
+    monkeypatch.setattr("recyclelora.runs.processes.launch_by_others", lambda: Launch(2, 2))
     refused(
         lambda: train(read_recipe(exact, {"devices": "4"}), tmp_path / "run"),
         "devices 4, but 2 processes were started", "leave `devices` out",

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from labelled_files import picture, refused
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import _bands, classify, summed_scores, window_starts
+from recyclelora.models.sliding import _bands, classify, passes, summed_scores, window_starts
 from references import bilinear
 
 CLASSES = 5
@@ -169,6 +169,21 @@ def test_windows_cover_the_axis_in_steps_of_at_most_the_stride(window, beyond, d
 
 def test_an_axis_of_one_window_has_one_window():
     assert [window_starts(64, 64, stride) for stride in (1, 43, 64)] == [[0]] * 3
+
+
+@given(cases(), views())
+@settings(max_examples=100, deadline=None)
+def test_passes_of_the_model_are_known_before(case, view):
+    patch, plan, image = made(case, **view)
+    calls = []
+
+    def forward(windows):
+        calls.append(len(windows))
+        return of_single_pixels(windows)
+
+    classify(forward, image, plan, patch, "cpu")
+    assert passes(image.shape[:2], plan, patch) == len(calls)
+    assert max(calls) <= plan.batch_size
 
 
 # Logits

@@ -240,6 +240,8 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("devices: 3", ["batch_size 4 cannot be shared by 3 devices"]),
         ("accumulate: 3", ["accumulate: 4 images per device cannot be split into 3 equal parts"]),
         ("devices: 2\naccumulate: 4", ["accumulate: 2 images per device cannot be split into 4 equal parts"]),
+        ("strategy: deepspeed", ["strategy: ", "'ddp' or 'fsdp'", "'deepspeed'"]),
+        ("strategy: fsdp\nmethod: full", ["strategy: fsdp", "method full freezes none; set strategy to ddp"]),
         ("accumulate: 0", ["accumulate", "greater than 0"]),
         ("adapter: {decomposition: qr}", ["adapter.decomposition: ", "'rrqr', 'svd' or 'weighted-svd'", "'qr'"]),
     ],

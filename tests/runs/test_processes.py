@@ -89,13 +89,15 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     values |= {"validation": {"every": 2, "images": 2, "share": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     states, losses, scores = [], [], []
+    strategy = "fsdp" if head == "linear" else "ddp"
     for devices, accumulate in ((1, 1), (2, 1 if head == "linear" else 2)):
         run = tmp_path / f"{devices}-{accumulate}"
         if devices == 1:
             train(read_recipe(tmp_path / "recipe.yaml"), run)
         else:
             command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
-            command += ["--set", f"devices={devices}", "--set", f"accumulate={accumulate}"]
+            for setting in (f"devices={devices}", f"accumulate={accumulate}", f"strategy={strategy}"):
+                command += ["--set", setting]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("5 steps done") == 1

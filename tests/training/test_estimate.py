@@ -24,6 +24,7 @@ from recyclelora.recipe import make_recipe
 from recyclelora.stopping import Stopped
 from recyclelora.training import estimate as module
 from recyclelora.training.estimate import Estimate, Stopwatch, estimate, print_estimate
+from recyclelora.training.memory import Memory
 from recyclelora.training.train import train
 
 BASE = {
@@ -83,7 +84,7 @@ def test_the_figures_are_those_of_the_training(towns, tmp_path):
 
 
 def test_a_checkpoint_is_as_large_as_that_of_as_many_steps(towns, tmp_path):
-    settings = recipe(towns, steps=4, optim={"average": 0.9}, validation=None)
+    settings = recipe(towns, steps=5, optim={"average": 0.9}, validation=None)
     assert estimate(settings).checkpoint_bytes == train(settings, tmp_path / "run").checkpoint.stat().st_size
 
 
@@ -93,11 +94,11 @@ def ticking(monkeypatch, *times):
 
 
 def test_times_are_the_median_step_and_those_of_a_validation(towns, monkeypatch):
-    start, steps, validations = (0, 2), (10, 110, 113, 114, 119), (200, 200.5, 300, 301)
+    start, steps, validations = (0, 2), (10, 110, 170, 173, 174, 179), (200, 200.5, 300, 301)
     ticking(monkeypatch, *start, *steps, *validations)
     found = estimate(recipe(towns))
     assert found.start_seconds == 2
-    assert found.step_seconds == 3  # of 3, 1 and 5; the first step took 100
+    assert found.step_seconds == 3  # of 3, 1 and 5; the first step took 100, the one whose memory was measured 60
     assert found.reading_seconds == 0
     assert found.validation_seconds == 3 * 0.5 + 5 * 1
     assert found.validations == 3
@@ -108,7 +109,7 @@ def test_slow_reading_is_the_time_of_a_step(towns, monkeypatch, capsys):
     read = []
     dataset = module.TrainingDataset.__getitem__
     monkeypatch.setattr(module.TrainingDataset, "__getitem__", lambda *a: read.append(a[1]) or dataset(*a))
-    ticking(monkeypatch, 0.0, 2.0, 10, 30, 100, 101, 102, 103, 104)
+    ticking(monkeypatch, 0.0, 2.0, 10, 30, 99, 100, 101, 102, 103, 104)
     found = estimate(recipe(towns[:1], workers=2, batch_size=3, steps=8, validation=None))
     assert [(key.number, key.image) for key in read] == [(0, 0), (1, 1), (2, 2)]
     assert found.reading_seconds == found.step_seconds == 20 / 2
@@ -132,7 +133,7 @@ def test_the_steps_are_those_of_a_training_and_its_recipe_stays(towns, monkeypat
     settings = recipe(towns)
     before = settings.model_dump()
     estimate(settings)
-    assert len(losses) == 1 + module.TIMED
+    assert len(losses) == module.UNTIMED + module.TIMED
     assert settings.model_dump() == before
     again = losses[:]
     losses.clear()
@@ -262,7 +263,7 @@ def test_the_table_says_each_figure_in_its_unit(capsys):
             parameters={"backbone": 21_000_000, "adapters": 1_234_567, "head": 7_700}, images={"gtav": 24_866},
             held_out={"gtav": 100}, steps=40_000, batch_size=4, start_seconds=75.0, step_seconds=0.25,
             reading_seconds=0.1, validation_seconds=120.0, validations=80, memory_bytes=3 * 2**29, device="CPU",
-            checkpoint_bytes=12_897_485,
+            memory=Memory(frozen=2**27, trained=2**24, step=2**29), checkpoint_bytes=12_897_485,
         )
     )  # fmt: skip
     assert rows(capsys.readouterr().out) == {
@@ -271,6 +272,7 @@ def test_the_table_says_each_figure_in_its_unit(capsys):
         "parameters trained": "1,234,567 (adapters) + 7,700 (head)",
         "parameters of the frozen backbone": "21,000,000",
         "memory (CPU)": "1.50 GiB",
+        "of it, tensors": "0.12 GiB (frozen) + 0.02 GiB (trained) + 0.50 GiB (a step)",
         "one step": "0.25 s, 16 images/s",
         "start": "75 s",
         "size of a checkpoint": "12.3 MiB",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,11 +19,15 @@ from recyclelora.adapter.config import RecycleLoraConfig
 from recyclelora.adapter.factors import Factors, initial_factors, initial_factors_of_stack
 from recyclelora.adapter.rrqr import check_ranks
 from recyclelora.adapter.rrqr.lapack import one_blas_thread
+from recyclelora.errors import UserError
+
+_shared: ContextVar[bool] = ContextVar("shared", default=False)
 
 
 def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[str, Factors]:
     """Factors of named weights, with a progress bar on a terminal.
 
+    Within `shared_among_processes` each process factorises a part of them, and gets the others' factors.
     Weights on the CPU are factorised in a thread pool with one BLAS thread each, the slowest first; those on a GPU
     are factorised there, all of one shape together. With a cache, the factors that it holds are read instead.
 
@@ -32,6 +38,45 @@ def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[
     for key, weight in weights.items():
         with _naming([key]):
             check_ranks(tuple(weight.shape), *ranks[key])
+    return _gathered(weights, ranks, config) if _shared.get() else _drawn(weights, ranks, config)
+
+
+def _gathered(
+    weights: dict[str, Tensor], ranks: dict[str, tuple[int, int]], config: RecycleLoraConfig
+) -> dict[str, Factors]:
+    """As `_drawn`, each process with a part of the weights."""
+    own: dict[str, Factors] = {}
+    failure: Exception | None = None
+    keys = shares({key: _work(weight) for key, weight in weights.items()}, dist.get_world_size())[dist.get_rank()]
+    try:
+        drawn = _drawn({key: weights[key] for key in keys}, ranks, config)
+        own = {key: factors.on_cpu() for key, factors in drawn.items()}  # a GPU's number differs between processes
+    except (ValueError, UserError) as error:  # which the others, who wait for the factors, have to know
+        failure = error
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (own, failure))
+    made: dict[str, Factors] = {}
+    for part, other_failure in found:
+        if other_failure is not None:
+            raise other_failure
+        made |= part
+    return {key: made[key] for key in weights}
+
+
+def shares(work: Mapping[str, int], count: int) -> list[list[str]]:
+    """Names in `count` parts of about the same work, each name in one of them; the same in all processes."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for key in sorted(work, key=lambda key: (-work[key], key)):
+        least = loads.index(min(loads))
+        parts[least].append(key)
+        loads[least] += work[key]
+    return parts
+
+
+def _drawn(
+    weights: dict[str, Tensor], ranks: dict[str, tuple[int, int]], config: RecycleLoraConfig
+) -> dict[str, Factors]:
     drawn: dict[str, Factors] = {}
     together = {key for key, weight in weights.items() if config.decomposition == "rrqr" and _is_on_gpu(weight)}
     alone = sorted(weights.keys() - together, key=lambda key: (-_work(weights[key]), key))
@@ -53,6 +98,19 @@ def draw_factors(weights: dict[str, Tensor], config: RecycleLoraConfig) -> dict[
         finally:
             pool.shutdown(cancel_futures=True)
     return drawn
+
+
+@contextmanager
+def shared_among_processes() -> Iterator[None]:
+    """While it lasts, the processes of `torch.distributed`, if there are several, share the work of `draw_factors`.
+
+    All of them have to adapt the same models meanwhile, as each waits for the others' factors.
+    """
+    token = _shared.set(dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 @contextmanager

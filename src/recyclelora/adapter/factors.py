@@ -42,6 +42,11 @@ class Factors:
         assert self.rows is not None
         return self.rows
 
+    def on_cpu(self) -> Factors:
+        """The same in the memory of the CPU."""
+        index, rows = (None if value is None else value.cpu() for value in (self.index, self.rows))
+        return Factors(self.basis.cpu(), index, rows)
+
 
 def one_hot(index: Int64[Tensor, " r"], n: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "r n"]:
     """One row per index with a single 1 in column index[i]."""

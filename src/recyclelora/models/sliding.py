@@ -83,6 +83,20 @@ def summed_scores(
     return total
 
 
+def passes(size: Size, plan: Plan, patch: int) -> int:
+    """How many batches of windows `classify` gives to the model for an image of a size (h, w)."""
+    total = 0
+    for scale in plan.scales:
+        sides = [max(1, int(side * scale + 0.5)) for side in plan.size(size)]
+        windows = [_fitting(side, plan.window, patch) for side in sides]
+        counts = [
+            len(window_starts(max(side, window), window, plan.stride))
+            for side, window in zip(sides, windows, strict=True)
+        ]
+        total += math.ceil(math.prod(counts) / plan.batch_size)
+    return total * (1 + plan.flip)
+
+
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows start along an axis: every `stride` pixels, the last one at the end of the axis."""
     last = length - window

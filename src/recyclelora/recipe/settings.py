@@ -155,11 +155,12 @@ class Recipe(Settings):
     `sources` and `targets` are data sets as `[LABEL:]NAME[=ROOT]`; an imported model has no sources. `limit` takes this
     many images of each source, evenly spaced. `method` is one of `recyclelora.methods`; its file has the settings of
     `adapter`. `head_args` are sizes of the head that differ from its published ones, such as `{queries: 50}` for
-    `mask2former`. `batch_size` counts all images of a step, which the `devices` share. Each device computes its
-    images in `accumulate` parts, one after another: this takes less memory, and changes the result by rounding only
-    (dropout, an option of some methods, is drawn for each part). `validation` is off if it is not given; with it, too,
-    the last step is the result. `compile` compiles backbone and head with torch. `logger` shows the training in another
-    program; see `recyclelora.training.loggers`.
+    `mask2former`. `batch_size` counts all images of a step, which the `devices` share. The `strategy` says what each
+    holds of the frozen base: all of it (`ddp`), or a share, for a base that does not fit one device (`fsdp`). Each
+    device computes its images in `accumulate` parts, one after another: this takes less memory, and changes the result
+    by rounding only (dropout, an option of some methods, is drawn for each part). `validation` is off if it is not
+    given; with it, too, the last step is the result. `compile` compiles backbone and head with torch. `logger` shows
+    the training in another program; see `recyclelora.training.loggers`.
     """
 
     sources: list[SourceSettings] = Field(default_factory=list)
@@ -179,6 +180,7 @@ class Recipe(Settings):
     validation: ValidationSettings | None = None
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, gt=0)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = Field(1, gt=0)
     compile: bool = False
     workers: int = Field(2, ge=0, le=256)
@@ -231,6 +233,10 @@ class Recipe(Settings):
             raise ValueError(
                 f"accumulate: {self.batch_size // self.devices} images per device cannot be split into "
                 f"{self.accumulate} equal parts; set accumulate to a divisor of it, or change batch_size"
+            )
+        if self.strategy == "fsdp" and self.method == "full":
+            raise ValueError(
+                "strategy: fsdp spreads frozen weights over devices, but method full freezes none; set strategy to ddp"
             )
         if self.optim.warmup >= self.steps:
             raise ValueError(

@@ -21,7 +21,7 @@ from lightning.fabric.strategies.strategy import Strategy
 from torch import Tensor
 
 from recyclelora.errors import UserError
-from recyclelora.recipe import Recipe
+from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.stopping import Request, end_with_parent, is_first_process
 
 
@@ -49,9 +49,33 @@ def launch_by_others() -> Launch | None:
     return Launch(world, world // machines)
 
 
+def shared_by_processes(recipe: Recipe) -> Recipe:
+    """The recipe with as many devices as another program has started processes; as it is if none did.
+
+    Raises:
+        UserError: it says another number, or they cannot share its batch.
+    """
+    others = launch_by_others()
+    if others is None:
+        return recipe
+    if recipe.devices not in (1, others.world):
+        raise UserError(
+            f"recipe: devices {recipe.devices}, but {others.world} processes were started; leave `devices` out, or "
+            "start the training once"
+        )
+    return make_recipe({**recipe.model_dump(), "devices": others.world}, "recipe")
+
+
 def launched(recipe: Recipe) -> Fabric:
-    """The processes and the precision of a recipe; its devices are the number of processes, whoever starts them."""
-    return started(recipe.devices, DDPStrategy(broadcast_buffers=False), precision=recipe.precision)
+    """The processes and the precision of a recipe; its devices are the number of processes, whoever starts them.
+
+    Raises:
+        UserError: there is only one for the strategy `fsdp`; or as `started`.
+    """
+    if recipe.strategy == "fsdp" and recipe.devices == 1:
+        raise UserError("recipe: strategy fsdp spreads the model over several devices; set devices, or strategy to ddp")
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return started(recipe.devices, strategy, precision=recipe.precision)
 
 
 def started(devices: int, strategy: Strategy, **settings: Any) -> Fabric:
@@ -72,7 +96,7 @@ def started(devices: int, strategy: Strategy, **settings: Any) -> Fabric:
         )
     if launch.world > 1 and not others and hasattr(sys, "ps1"):
         raise UserError(f"devices {devices}: a notebook starts no other processes; call it in a script or a terminal")
-    if not others and not is_first_process():
+    if others or not is_first_process():  # what started this process would leave it behind if it were killed
         end_with_parent()
     fabric = Fabric(
         devices=launch.on_this_machine,
@@ -114,12 +138,16 @@ def mean(fabric: Fabric, loss: Tensor) -> float:
 
 def agreed(fabric: Fabric, request: Request) -> int:
     """The signal that asked one of the processes to stop; 0 if there is none. The answer is the same in all."""
-    number = request.number or 0
+    return highest(fabric, request.number or 0)
+
+
+def highest(fabric: Fabric, number: int) -> int:
+    """The highest of the processes' numbers."""
     if fabric.world_size == 1:
         return number
-    highest = torch.tensor(number, device=fabric.device)
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return int(highest)
+    found = torch.tensor(number, device=fabric.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def peak_bytes() -> int:

@@ -14,23 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from recyclelora.adapter.draw import shared_among_processes
 from recyclelora.data.dataset import Key, TrainingDataset
 from recyclelora.data.opening import BENCHMARKS, parse_spec
 from recyclelora.pages.progress import Progress, duration
 from recyclelora.pages.tables import print_table
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build
-from recyclelora.runs.processes import launched, peak_bytes
+from recyclelora.runs.processes import launched, peak_bytes, shared_by_processes, together
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Stopped, is_first_process
 from recyclelora.training.divergence import check_step
 from recyclelora.training.held_out import HeldOut
 from recyclelora.training.loop import fit
+from recyclelora.training.memory import Memory, Peak, memory_of
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.train import facts_of, open_sources
 
 TIMED = 3
-"""How many steps are timed; one before them is not, as what is set up at first use takes longer."""
+"""How many steps are timed. One before them is not, as what is set up at first use takes longer, and neither is the
+next, whose memory is measured."""
+UNTIMED = 2
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Estimate:
 
     `start_seconds` is the time for reading the list of images and building the model, `step_seconds` the median of
     three steps, or the time for reading a step's images if that is longer; `validation_seconds` of one validation, None
-    if the recipe has none. `memory_bytes` is the peak, of the GPU if there is one. `checkpoint_bytes` is the size of
-    one file.
+    if the recipe has none. `memory_bytes` is the peak of the process, on the GPU if there is one; `memory` says what
+    tensors take, which is about the same on a CPU and a GPU. `checkpoint_bytes` is the size of one file.
     """
 
     parameters: Mapping[str, int]
@@ -54,6 +58,7 @@ class Estimate:
     validation_seconds: float | None
     validations: int
     memory_bytes: int
+    memory: Memory
     device: str
     checkpoint_bytes: int
 
@@ -74,24 +79,26 @@ def estimate(recipe: Recipe) -> Estimate:
     """
     recipe.check_sources()
     begun = time.perf_counter()
-    recipe = _unkept(recipe)
-    dataset, held = open_sources(recipe)
-    segmenter = build(recipe, len(dataset.domains[0].train_space))
-    facts = facts_of(segmenter, dataset, held)
-    start_seconds = time.perf_counter() - begun
-    reading_seconds = _reading_seconds(recipe, dataset)
-    short = recipe.model_copy(update={"steps": 1 + TIMED, "checkpoint_every": 1 + TIMED, "validation": None})
-    module, stopwatch = SegmentationModule(segmenter, short), Stopwatch(1 + TIMED)
-    with TemporaryDirectory() as folder:
-        run = Run(Path(folder), short, facts)
+    recipe = _unkept(shared_by_processes(recipe))
+    steps = UNTIMED + TIMED
+    short = recipe.model_copy(update={"steps": steps, "checkpoint_every": steps, "validation": None})
+    stopwatch, validation_seconds = Stopwatch(steps), None
+    fabric = launched(recipe)
+    with together(fabric), TemporaryDirectory() as folder:
+        dataset, held = open_sources(recipe)
+        with shared_among_processes():
+            segmenter = build(recipe, len(dataset.domains[0].train_space))
+        facts = facts_of(segmenter, dataset, held)
+        start_seconds = time.perf_counter() - begun
+        reading_seconds = _reading_seconds(recipe, dataset)
+        module, run = SegmentationModule(segmenter, short), Run(Path(folder), short, facts)
         try:
-            fit(launched(short), run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
+            fit(fabric, run, module, dataset, [None] * len(recipe.sources), [], stopwatch)
         except Stopped as stop:
             raise Stopped(stop.number) from stop  # without the words that the steps are kept
         checkpoint_bytes = run.checkpoint.stat().st_size if run.checkpoint.is_file() else 0
-    validations, validation_seconds = _validations(recipe), None
-    if validations:
-        validation_seconds = _validation_seconds(recipe, module, held)
+        if validations := _validations(recipe):
+            validation_seconds = _validation_seconds(recipe, module, held)
     return Estimate(
         parameters=facts["parameters"],
         images={source["label"]: source["images"] for source in facts["sources"]},
@@ -99,11 +106,12 @@ def estimate(recipe: Recipe) -> Estimate:
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         start_seconds=start_seconds,
-        step_seconds=max(statistics.median(stopwatch.seconds[1:]), reading_seconds),
+        step_seconds=max(statistics.median(stopwatch.seconds[UNTIMED:]), reading_seconds),
         reading_seconds=reading_seconds,
         validation_seconds=validation_seconds,
         validations=validations,
         memory_bytes=peak_bytes(),
+        memory=memory_of(module, stopwatch.peak.found),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         checkpoint_bytes=checkpoint_bytes,
     )
@@ -148,10 +156,11 @@ def _validation_seconds(recipe: Recipe, module: SegmentationModule, held: list[H
 
 
 class Stopwatch:
-    """Takes the time of each step; of several processes only the first shows how far it is."""
+    """Takes the time of each step, and the memory of one; of several processes only the first shows how far it is."""
 
     def __init__(self, steps: int) -> None:
         self.seconds: list[float] = []
+        self.peak = Peak()
         self.progress = Progress("timing", steps, "steps", shown=is_first_process())
         self.last = 0.0
 
@@ -172,6 +181,10 @@ class Stopwatch:
             DivergedError: the loss or a trained weight is NaN or infinite.
         """
         check_step(Path("dry run"), step, loss, model)
+        if step == 1:
+            self.peak.start()
+        elif step == 2:
+            self.peak.stop()
         now = time.perf_counter()
         self.seconds.append(now - self.last)
         self.last = now
@@ -184,6 +197,12 @@ class Stopwatch:
         """Nothing depends on the checkpoint."""
 
 
+def _parts(memory: Memory) -> str:
+    """The memory by its parts."""
+    parts = ((memory.frozen, "frozen"), (memory.trained, "trained"), (memory.step, "a step"))
+    return " + ".join(f"{size / 2**30:.2f} GiB ({what})" for size, what in parts)
+
+
 def print_estimate(found: Estimate) -> None:
     """Print what a training will take, one line per fact."""
     parameters = found.parameters
@@ -192,6 +211,7 @@ def print_estimate(found: Estimate) -> None:
         ["parameters trained", f"{parameters['adapters']:,} (adapters) + {parameters['head']:,} (head)"],
         ["parameters of the frozen backbone", f"{parameters['backbone']:,}"],
         [f"memory ({found.device})", f"{found.memory_bytes / 2**30:.2f} GiB"],
+        ["of it, tensors", _parts(found.memory)],
         ["one step", f"{found.step_seconds:.3g} s, {found.batch_size / found.step_seconds:.3g} images/s"],
         ["start", duration(found.start_seconds)],
         ["size of a checkpoint", f"{found.checkpoint_bytes / 2**20:,.1f} MiB"],

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 
 from recyclelora.data.dataset import TrainingDataset, parts
 from recyclelora.runs.checkpoint import Checkpoint
-from recyclelora.runs.processes import agreed, mean, together
+from recyclelora.runs.processes import agreed, mean
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Stopped, stopping_later
 from recyclelora.training.checkpoint import put_back, save_checkpoint
@@ -24,6 +24,7 @@ from recyclelora.training.loading import loading
 from recyclelora.training.module import SegmentationModule
 from recyclelora.training.rare_classes import RareClasses
 from recyclelora.training.recorder import Recorder
+from recyclelora.training.sharding import shard_base
 from recyclelora.training.validation import Validation
 
 
@@ -47,6 +48,8 @@ def fit(
     recipe = run.recipe
     leads = fabric.is_global_zero
     module = module.train()
+    if recipe.strategy == "fsdp":
+        shard_base(fabric, module, module.segmenter.backbone)
     trained = fabric.setup_module(module)
     plain = module.optimizer()
     first = [{key: group[key] for key in ("lr", "weight_decay")} for group in plain.param_groups]
@@ -54,7 +57,7 @@ def fit(
     optimizer: Any = fabric.setup_optimizers(plain)
     batches = loading(recipe, dataset, rare, done, fabric.global_rank, fabric.world_size)
     validation = Validation(run, held, done, fabric, module)
-    with together(fabric), batches as batch_of_step, recorder, warnings.catch_warnings(), stopping_later() as request:
+    with batches as batch_of_step, recorder, warnings.catch_warnings(), stopping_later() as request:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # torch's compiler reads it everywhere
         if validation.due(done):  # a signal came before its end
             recorder.validated(validation.score(done, request))
@@ -81,7 +84,6 @@ def fit(
                     save_checkpoint(run.checkpoint, done, module, plain, older=run.older_checkpoint)
                     recorder.saved()
                 fabric.barrier()
-        del trained  # before the group of processes; see `together`
     if stop:
         if not leads:
             raise SystemExit(0)  # the first process says why

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from recyclelora.adapter.draw import shared_among_processes
 from recyclelora.data.dataset import TrainingDataset
 from recyclelora.data.domain import Domain
 from recyclelora.data.labelled import check_labelled
@@ -18,10 +19,10 @@ from recyclelora.data.transforms import Augment
 from recyclelora.errors import DivergedError, UserError
 from recyclelora.files import holds_nothing, locked
 from recyclelora.models.segmenter import Segmenter
-from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
 from recyclelora.runs.checkpoint import newest_whole
-from recyclelora.runs.processes import Launch, launch_by_others, launched
+from recyclelora.runs.processes import launched, shared_by_processes, together
 from recyclelora.runs.run import Run, is_run, is_torn, open_finished, open_run, versions
 from recyclelora.runs.state import divergence_marked
 from recyclelora.stopping import begun, is_first_process
@@ -55,17 +56,15 @@ def train(
     out = Path(out)
     recipe.check_sources()
     check_logger(recipe)
+    recipe = shared_by_processes(recipe)
     leads = is_first_process()
-    fabric = None  # it starts the other processes once the run is written
-    if others := launch_by_others():
-        recipe = _shared(recipe, others)
-        fabric = launched(recipe)
-    with ExitStack() as locks:
+    with ExitStack() as ends:
         if leads and not holds_nothing(out):
-            locks.enter_context(locked(out))
+            ends.enter_context(locked(out))
         previous = _previous(recipe, out, resume, overwrite) if leads else None
-        goes_on = fabric.broadcast(previous is not None) if fabric else True
-        if goes_on and not leads:
+        fabric = launched(recipe)
+        ends.enter_context(together(fabric))
+        if fabric.broadcast(previous is not None) and not leads:
             previous = open_run(out)
         if previous is not None and previous.finished:
             open_finished(out)  # refuses files that have changed
@@ -74,16 +73,16 @@ def train(
         rare = _rare(recipe, dataset)
         space = dataset.domains[0].train_space
         checkpoint = None if previous is None else newest_whole(previous.checkpoint, previous.older_checkpoint)
-        segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
+        with shared_among_processes():
+            segmenter = build(recipe, len(space), draw=checkpoint is None, cache_factors=cache_factors)
         facts = facts_of(segmenter, dataset, held)
         if previous is not None:
             check_base(segmenter.backbone, previous, recipe.backbone.weights)
             _check_data(previous, facts)
         run = previous or Run(out, recipe, facts)
-        if fabric:
-            fabric.barrier()  # until all have read what is there
+        fabric.barrier()  # until all have read what is there
         if leads:
-            locks.enter_context(locked(out))
+            ends.enter_context(locked(out))
             if previous is None:
                 _start(run, dataset, held, anew=resume or overwrite)
             else:
@@ -91,26 +90,12 @@ def train(
         with begun(), divergence_marked(run, leads), _page_at_the_end(run, held, leads):
             module = SegmentationModule(segmenter, recipe)
             recorder = RunRecorder(run, held, 0 if checkpoint is None else checkpoint.step, leads)
-            fit(fabric or launched(recipe), run, module, dataset, rare, held, recorder, checkpoint)
+            fit(fabric, run, module, dataset, rare, held, recorder, checkpoint)
             module.take_averages()
             check_result(out, recipe.steps, module, segmenter.head)
             if leads:
                 run.save_result(segmenter)
         return run
-
-
-def _shared(recipe: Recipe, others: Launch) -> Recipe:
-    """The recipe with as many devices as there are processes.
-
-    Raises:
-        UserError: it says another number, or they cannot share its batch.
-    """
-    if recipe.devices not in (1, others.world):
-        raise UserError(
-            f"recipe: devices {recipe.devices}, but {others.world} processes were started; leave `devices` out, or "
-            "start the training once"
-        )
-    return make_recipe({**recipe.model_dump(), "devices": others.world}, "recipe")
 
 
 @contextmanager
@@ -192,7 +177,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     Rare classes and validation are listed only where there are some, so that records which do not know these settings
     stay valid.
     """
-    free = ("validation", "workers", "checkpoint_every", "devices", "accumulate", "targets", "evaluation", "logger")
+    free = {"validation", "workers", "checkpoint_every", "devices", "strategy", "accumulate", "targets", "evaluation"}
+    free |= {"logger"}
     settings = recipe.model_dump(exclude={**dict.fromkeys(free, True), "backbone": {"weights"}})
     if recipe.validation is not None:
         settings["validation"] = recipe.validation.model_dump()

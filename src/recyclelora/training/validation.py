@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -22,10 +23,12 @@ from torch import Tensor
 from recyclelora.evaluation.metrics import ConfusionMatrix
 from recyclelora.evaluation.scores import Scores, mean_miou, scored_prediction, scores_of
 from recyclelora.files import append_line, write_bytes
+from recyclelora.models.plan import Plan, Size
+from recyclelora.models.sliding import passes
 from recyclelora.pages.pictures import small_labels
 from recyclelora.pages.progress import Progress
 from recyclelora.runs.facts import best_validation, read_validations
-from recyclelora.runs.processes import agreed
+from recyclelora.runs.processes import agreed, highest
 from recyclelora.runs.run import Run
 from recyclelora.stopping import Request
 from recyclelora.training.checkpoint import save_best
@@ -91,16 +94,35 @@ class Validation:
             if agreed(fabric, request):
                 return None
             index = first + fabric.global_rank
-            if index < len(domain):
-                image, truth = domain.read_scored(index)
-                prediction = scored_prediction(lambda x: self.module.segmenter.predict(x, plan), domain, image)
-                matrix.update(truth, prediction)
-                if index in pictures:
-                    write_picture(self.run, step, pictures.index(index), prediction)
+            image, truth = domain.read_scored(index) if index < len(domain) else (None, None)
+            with self._in_step(None if image is None else (image.shape[0], image.shape[1]), plan):
+                if image is not None and truth is not None:
+                    prediction = scored_prediction(lambda x: self.module.segmenter.predict(x, plan), domain, image)
+                    matrix.update(truth, prediction)
+                    if index in pictures:
+                        write_picture(self.run, step, pictures.index(index), prediction)
             progress.advance(min(fabric.world_size, len(domain) - first))
         counts = fabric.all_reduce(torch.from_numpy(matrix.counts).to(fabric.device), reduce_op="sum")
         assert isinstance(counts, Tensor)
         return counts
+
+    @contextmanager
+    def _in_step(self, size: Size | None, plan: Plan) -> Iterator[None]:
+        """Predict an image of a size (h, w), or none, with a base of which the others need this process's share.
+
+        Each pass of one process is then one of all, so those with fewer passes add some on nothing.
+        """
+        segmenter = self.module.segmenter
+        if self.run.recipe.strategy == "ddp":
+            yield
+            return
+        own = 0 if size is None else passes(size, plan, segmenter.backbone.patch_size)
+        most = highest(self.fabric, own)
+        yield
+        nothing = torch.zeros(1, 3, plan.window, plan.window, dtype=torch.uint8, device=self.fabric.device)
+        with torch.inference_mode():
+            for _ in range(most - own):
+                segmenter(nothing)
 
     def _keep(self, line: dict[str, Any]) -> None:
         """Write down a validation, and the weights if they are the best so far."""
