@@ -54,7 +54,7 @@ class Step:
 
 
 def measure(model: str, head: str, precision: str, checkpointing: bool, images: int, blocks: int | None) -> Step:
-    """A step on this CPU; the second one, as the first makes AdamW's averages."""
+    """A step on this CPU, the first one: what AdamW makes in it comes after the peak, and is counted as trained."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,16 +90,12 @@ def measure(model: str, head: str, precision: str, checkpointing: bool, images: 
         "number": torch.arange(images),
     }
 
-    def step() -> None:
+    peak = Peak()
+    peak.start()
+    with FlopCounterMode(display=False) as counter:
         fabric.backward(trained(batch, module.amounts(batch["labels"])))
         optimizer.step()
         optimizer.zero_grad()
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    peak = Peak()
-    peak.start()
-    step()
     peak.stop()
     memory = memory_of(module, peak.found)
     gradients = sum(4 * parameter.numel() for parameter in module.trained().values())
@@ -120,21 +116,27 @@ def measure_all(found: dict[str, Any]) -> None:
     """Measure what is not there yet, and write each result down at once."""
     for key in settings():
         model = key[0]
-        for blocks in (None,) if model == "DINOv2-L" else (2, 3):
-            for images in (1, 2):
-                name = "/".join(map(str, (*key, f"{images} images", f"{blocks or 'all'} blocks")))
-                if name not in found:
-                    found[name] = asdict(measure(*key, images, blocks))
-                    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-                    print(name, {k: f"{v:.3g}" for k, v in found[name].items()}, flush=True)
-                    gc.collect()
+        for images, blocks in ((1, None), (2, None)) if model == "DINOv2-L" else ((1, 2), (2, 2), (1, 3), (2, 3)):
+            name = cell(key, images, blocks)
+            if name not in found:
+                found[name] = asdict(measure(*key, images, blocks))
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+                print(name, {k: f"{v:.3g}" for k, v in found[name].items()}, flush=True)
+                gc.collect()
+
+
+def cell(key: tuple[str, str, str, bool], images: int, blocks: int | None) -> str:
+    """The name of a result."""
+    model, head, precision, checkpointing = key
+    many = f"{blocks} blocks" if blocks else "all blocks"
+    return f"{model}, {head}, {precision}{', recomputed' * checkpointing}, {images} images, {many}"
 
 
 def step_of(found: dict[str, Any], key: tuple[str, str, str, bool], images: float) -> Step:
     """A step of the whole model, from what was measured; linear in the images and in the blocks."""
 
     def at(count: int, blocks: int | None) -> Step:
-        return Step(**found["/".join(map(str, (*key, f"{count} images", f"{blocks or 'all'} blocks")))])
+        return Step(**found[cell(key, count, blocks)])
 
     def whole(count: int) -> Step:
         if key[0] == "DINOv2-L":

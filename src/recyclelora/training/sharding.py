@@ -1,10 +1,10 @@
 """A frozen base that is spread over the processes of a training: the strategy `fsdp`, by torch's FSDP2.
 
-    each block's frozen weights    a share in each process; whole only while the block computes
-    adapters, their start, head    whole in each process, their gradients averaged as with `ddp`
+    frozen weights of the backbone    a share in each process; those of a block are whole only while it computes
+    adapters, their start, the head   whole in each process, their gradients averaged as with `ddp`
 
 So a checkpoint and a result are those of one process, whatever the strategy, and a training goes on with another one.
-What is trained is a few per cent of the base; what is not in a block (patch embedding, norm) is little too.
+What is trained is a few per cent of the base.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recyclelora.models.backbone import Backbone
 
 
 def shard_base(fabric: Fabric, module: nn.Module, backbone: Backbone) -> None:
-    """Leave each process a share of the frozen weights of the backbone's blocks; all processes have to call it.
+    """Leave each process a share of the frozen weights of the backbone; all processes have to call it.
 
     Every process has to take part in each pass of the backbone, forward or backward, from then on.
 
@@ -32,9 +32,7 @@ def shard_base(fabric: Fabric, module: nn.Module, backbone: Backbone) -> None:
     mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
     trained = {parameter for parameter in module.parameters() if parameter.requires_grad}
     blocks: Any = backbone.model.blocks
-    for block in blocks:
-        fully_shard(block, mesh=mesh, ignored_params=trained)
-    whole = {parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)}
-    fully_shard(backbone, mesh=mesh, ignored_params=whole)  # holds nothing itself: it orders the blocks' transfers
+    for each in (*blocks, backbone):  # the backbone itself has what is in no block, and orders the blocks' transfers
+        fully_shard(each, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     shares = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shares)
