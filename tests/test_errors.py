@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from recyclelora.errors import UserError, explained, printable, shortened
+from recyclelora.errors import MissingExtraError, UserError, explained, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,15 @@ def test_a_lack_of_memory_says_what_to_make_smaller():
         assert "smaller crop, batch_size or evaluation.window" in explained(caught.value)
     assert explained(MemoryError()).startswith("not enough memory;")
     assert "not enough memory" in explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"))
+
+
+def test_a_missing_package_is_named_by_another_process_too():
+    error = MissingExtraError("a logger", "wandb.sdk", "logging")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, MissingExtraError)
+    assert str(again) == str(error)
+    assert "the package wandb" in str(again)
+    assert 'pip install "recyclelora[logging]"' in str(again)
 
 
 def test_errors_that_come_from_another_process_as_text():

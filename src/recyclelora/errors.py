@@ -21,10 +21,14 @@ class MissingExtraError(UserError, ImportError):
     """A part of the project needs packages that are not installed."""
 
     def __init__(self, what: str, module: str, extra: str = "segment") -> None:
+        self.missing = what, module, extra
         package = module.partition(".")[0]
         super().__init__(
             f'{what} needs the package {package}, which is not installed; run: pip install "recyclelora[{extra}]"'
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return MissingExtraError, self.missing
 
 
 FIXES = {
