@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 import termios
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,58 @@ def test_nothing_is_done_twice(done, monkeypatch):
     out, cells, results = done
     monkeypatch.setattr(grid, "_make_cell", None)  # would fail
     assert run_grid(cells, out) == results
+
+
+def test_the_caller_alone_writes_and_one_that_was_killed_repeats_the_scoring_only(town, tmp_path, monkeypatch):
+    each = cell(town)
+    run = tmp_path / "runs" / each.name
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "_keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_grid([each], tmp_path, jobs=1)
+    assert not (tmp_path / "cells").exists()
+    assert list((run / "checkpoints").glob("*.safetensors"))
+    before = (run / "metrics.jsonl").read_bytes(), (run / "head.safetensors").stat().st_mtime_ns
+    (result,) = run_grid([each], tmp_path, jobs=1)
+    assert before == ((run / "metrics.jsonl").read_bytes(), (run / "head.safetensors").stat().st_mtime_ns)
+    assert result.peak_gib is None  # another process trained it
+    assert read_cell(each, tmp_path / "cells") == result
+    assert not list((run / "checkpoints").glob("*.safetensors"))
+
+
+def test_after_an_error_what_runs_is_finished_and_kept_and_nothing_is_begun(town, tmp_path):
+    cells = [cell(town, crop=33), cell(town, "frozen", steps=200), cell(town, "lora")]
+    refused(lambda: run_grid(cells, tmp_path, jobs=2), "crop 33")
+    assert [file.name for file in (tmp_path / "cells").iterdir()] == ["frozen--0.json"]
+    assert not (tmp_path / "runs" / "lora--0").exists()
+
+
+def test_a_result_that_cannot_be_kept_is_an_error_like_others(town, tmp_path, monkeypatch):
+    cells = [cell(town, "frozen"), cell(town, "frozen", 1)]
+    run_grid(cells[:1], tmp_path, jobs=0)
+    (tmp_path / "cells" / "frozen--1.json").mkdir()
+    refused(lambda: run_grid(cells, tmp_path, jobs=1), "frozen--1.json", "could not be written")
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(town, tmp_path):
+    each = cell(town, "frozen")
+    train(each.recipe, tmp_path)
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    refused(lambda: grid._make_cell(each, tmp_path, 1, 0.0), "another process is at work there")
+    threading.Timer(0.5, lock.release).start()
+    assert grid._make_cell(each, tmp_path, 1, 60.0).error is None
+
+
+def test_several_devices_are_refused_before_anything_is_written(town, tmp_path):
+    refused(
+        lambda: run_grid([cell(town, devices=2)], tmp_path / "out"), "recyclelora--0: devices 2, expected 1", "leave"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_other_settings_are_refused(done, town):

@@ -6,18 +6,12 @@ OUT/cells/VARIANT--SEED.json    scores, parameters, seconds per step, memory; sm
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +22,7 @@ from recyclelora.evaluation.bootstrap import DRAWS
 from recyclelora.evaluation.result import predict_as, protocol_name
 from recyclelora.evaluation.scores import score_domain
 from recyclelora.evaluation.targets import open_targets
-from recyclelora.files import locked, write_json
+from recyclelora.files import is_locked, locked, write_json
 from recyclelora.methods import get_method
 from recyclelora.pages.progress import Progress
 from recyclelora.recipe import Recipe
@@ -36,8 +30,8 @@ from recyclelora.runs.facts import read_metrics
 from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.processes import peak_bytes
 from recyclelora.runs.run import Run, open_run, remove_run, versions
-from recyclelora.stopping import end_with_parent, stop_helpers
 from recyclelora.study.cell import Cell, CellResult, read_cell
+from recyclelora.study.executors import Executor, here, processes
 from recyclelora.training.train import decisive, train
 
 POLL = 2.0
@@ -56,7 +50,7 @@ class Places:
 def run_grid(
     cells: Sequence[Cell],
     out: Path,
-    jobs: int = 1,
+    jobs: int | None = None,
     keep_runs: bool = True,
     records: Path | None = None,
     present: Mapping[str, str] | None = None,
@@ -65,22 +59,30 @@ def run_grid(
 
     The progress that is shown counts the steps of all trainings. A training that diverges is a result, with its
     `error` in place of scores. With `jobs` 0 everything runs in this process, so the peak memory is that of all cells.
-    Results are kept in `records`, by default OUT/cells. Runs are removed after scoring unless `keep_runs` is set.
+    Results are kept in `records`, by default OUT/cells; this process alone writes them. Runs are removed after scoring
+    unless `keep_runs` is set.
 
     Args:
+        jobs: trainings at a time; 1 if it is None.
         present: hashes of the current data, by name: "images of target fog", "images of town" (a source), "base
             weights". Results with other hashes are refused. A source of which each seed takes a subset is not compared.
 
     Raises:
-        UserError: two cells have one name, another process works in `out`, results differ in base weights or images
-            from each other or from `present`, a process was killed; and as `read_cell`,
-            `recyclelora.training.train.train` and `recyclelora.evaluation.targets.open_targets`. Cells that were done
-            before the error stay done.
+        UserError: two cells have one name, a recipe has several devices, another process works in `out`, results
+            differ in base weights or images from each other or from `present`, a process was killed; and as
+            `read_cell`, `recyclelora.training.train.train` and
+            `recyclelora.evaluation.targets.open_targets`. After an error no further cell is begun; those that run are
+            finished, and what is done stays done.
     """
     names = [cell.name for cell in cells]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise UserError(f"{doubled.pop()}: two trainings of this name; give every seed once, and variants other names")
+    if several := [cell for cell in cells if cell.recipe.devices > 1]:
+        raise UserError(
+            f"{several[0].name}: devices {several[0].recipe.devices}, expected 1 in a comparison, where each "
+            "training has one process; leave `devices` out of the recipe"
+        )
     records = records or out / "cells"
     places = Places(out / "runs", records, keep_runs)
     with locked(out):
@@ -89,11 +91,18 @@ def run_grid(
         todo = [cell for cell in cells if results[cell.name] is None]
         total = sum(cell.recipe.steps for cell in cells)
         done = total - sum(cell.recipe.steps for cell in todo)
-        with Progress("all trainings", total, "steps", done) as bar:
-            for cell, result in _made_here(todo, places) if jobs == 0 else _made(todo, places, jobs, bar):
-                results[cell.name] = result
-                bar.advance(sum(c.recipe.steps for c in cells if results[c.name]) - bar.done)
-                _check_alike(results, records)
+
+        def keep(cell: Cell, result: CellResult) -> None:
+            _keep(cell, result, places)
+            results[cell.name] = result
+            _check_alike(results, records)
+
+        if todo:
+            with (
+                Progress("all trainings", total, "steps", done) as bar,
+                here() if jobs == 0 else processes(jobs or 1) as executor,
+            ):
+                _make(todo, places.runs, executor, bar, keep)
     return [made for cell in cells if (made := results[cell.name]) is not None]
 
 
@@ -125,66 +134,34 @@ def _hashes(result: CellResult) -> dict[str, str]:
     }
 
 
-def _made_here(cells: Sequence[Cell], places: Places) -> Iterator[tuple[Cell, CellResult]]:
-    for cell in cells:
-        yield cell, _make_cell(cell, places, torch.get_num_threads())
+def _make(
+    cells: Sequence[Cell], runs: Path, executor: Executor, bar: Progress, keep: Callable[[Cell, CellResult], None]
+) -> None:
+    """Have each cell made, and `keep` its result when it is there; the bar also counts the steps of unfinished cells.
 
-
-def _made(cells: Sequence[Cell], places: Places, jobs: int, bar: Progress) -> Iterator[tuple[Cell, CellResult]]:
-    """Yield each cell when it is finished; the bar also counts the steps of unfinished cells."""
-    threads = max(1, torch.get_num_threads() // jobs)
+    Raises:
+        Exception: the first error; what runs by then is finished, and no other cell is begun.
+    """
     waiting: dict[Future[CellResult], Cell] = {}
-    todo, finished = list(cells), bar.done
-    with _processes(jobs, threads) as pool:
-        while todo or waiting:
-            begun = [*waiting.values()]
+    todo, finished, failed = list(cells), bar.done, None
+    while todo or waiting:
+        room = executor.room
+        while todo and len(waiting) < room:
+            folder = runs / todo[0].name
+            future = executor.submit(todo[0].name, _make_cell, todo[0], folder, executor.threads, executor.patience)
+            waiting[future] = todo.pop(0)
+        done = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done
+        for future in [future for future in waiting if future in done]:
+            cell = waiting.pop(future)
             try:
-                while todo and len(waiting) < jobs:  # what is handed over early cannot be taken back after an error
-                    waiting[pool.submit(_make_cell, todo[0], places, threads)] = todo[0]
-                    begun.append(todo.pop(0))
-                done = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED).done
-                made = [(waiting.pop(future), future.result()) for future in done]
-            except BrokenProcessPool:
-                raise UserError(
-                    f"{', '.join(cell.name for cell in begun)}: a process was killed, most likely for want of memory; "
-                    "take fewer --jobs or a smaller batch_size, and call again to go on"
-                ) from None
-            for cell, result in made:
+                keep(cell, future.result())
                 finished += cell.recipe.steps
-                yield cell, result
-            bar.advance(finished + sum(_steps_done(places.runs / cell.name) for cell in waiting.values()) - bar.done)
-
-
-@contextmanager
-def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of new processes with this many threads each; they show no progress bars."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_start_helper
-        ) as pool:
-            try:
-                yield pool
-            except KeyboardInterrupt:
-                stop_helpers()
-                raise
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _start_helper() -> None:
-    """Hide the terminal, so that progress bars of this process do not overwrite the bar of the grid."""
-    end_with_parent()
-    sys.stderr = _Plain(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
-
-
-class _Plain(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return False
+            except Exception as error:
+                failed = failed or error
+                todo.clear()
+        bar.advance(finished + sum(_steps_done(runs / cell.name) for cell in waiting.values()) - bar.done)
+    if failed:
+        raise failed
 
 
 def _steps_done(run: Path) -> int:
@@ -192,11 +169,12 @@ def _steps_done(run: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
-def _make_cell(cell: Cell, places: Places, threads: int) -> CellResult:
-    """Train, score, and write the cell's file."""
+def _make_cell(cell: Cell, folder: Path, threads: int, patience: float) -> CellResult:
+    """Train into a folder, and score; `patience` are the seconds to wait for a process that is at work there."""
     started = time.perf_counter()
     torch.set_num_threads(threads)
-    folder = places.runs / cell.name
+    while is_locked(folder) and time.perf_counter() - started < patience:
+        time.sleep(1.0)
     _clear_other(folder, cell.recipe)
     trained_before = Run(folder, cell.recipe, {}).finished
     scale = get_method(cell.recipe.method).scale(cell.recipe.adapter)
@@ -206,12 +184,16 @@ def _make_cell(cell: Cell, places: Places, threads: int) -> CellResult:
         result = replace(result, **_cost(run, trained_before), **_scores(run, cell))
     except DivergedError as error:
         result = replace(result, error=str(error).rpartition(": ")[2])  # without the run's folder
-    result = replace(result, wall_seconds=round(time.perf_counter() - started, 1))
+    return replace(result, wall_seconds=round(time.perf_counter() - started, 1))
+
+
+def _keep(cell: Cell, result: CellResult, places: Places) -> None:
+    """Write the cell's file, and then remove what is not needed any more; a stop in between loses nothing."""
     write_json(places.records / f"{cell.name}.json", result.to_json())
+    folder = places.runs / cell.name
     Run(folder, cell.recipe, {}).remove_checkpoints()
     if not places.keep_runs:
         remove_run(folder)
-    return result
 
 
 def _clear_other(folder: Path, recipe: Recipe) -> None:
