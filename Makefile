@@ -24,7 +24,7 @@ study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it s
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.dev  ## processes that --devices, torchrun and SLURM start, kills with each logger
+test-slow: $(VENV)/.dev $(VENV)/.cluster  ## several processes, torchrun, SLURM, a cluster, kills with each logger
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## ruff and mypy alone
@@ -45,6 +45,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[demo,dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.cluster: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt -e ".[cluster]"
+	touch $@
 
 # The core and what its tests need besides: models to adapt, layers in 4 bits, and test tools.
 $(LOWEST)/.done: pyproject.toml constraints-lowest.txt

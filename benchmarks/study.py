@@ -1,6 +1,7 @@
 """The study of docs/study.md: methods, ablations and options on a DINOv2-S, resumable at every training.
 
     make study                                   # goes on where it stopped, on another machine too
+    make study STUDY_FLAGS="--cluster auto"      # on the machines of a Ray cluster, see docs/scale.md
     python benchmarks/study_tables.py            # tables and plots of docs/study.md, from what is there
 
 Each training leaves one small JSON file in benchmarks/results/study/, which is committed: what is there is not done
@@ -116,8 +117,8 @@ class Source:
 class Study:
     """One source's trainings, in order; every step takes what the steps before it left."""
 
-    def __init__(self, source: Source, out: Path, jobs: int) -> None:
-        self.source, self.jobs = source, jobs
+    def __init__(self, source: Source, out: Path, jobs: int | None, cluster: str | None = None) -> None:
+        self.source, self.jobs, self.cluster = source, jobs, cluster
         self.out = out / source.name
         self.records = RESULTS / source.name
         self.rates: dict[str, float] = {}
@@ -145,7 +146,9 @@ class Study:
                         )
                     )
                     owners.append((name, rate))
-            results = run_grid(cells, self.out / "rates", self.jobs, False, self.records / "rates")
+            results = run_grid(
+                cells, self.out / "rates", self.jobs, False, self.records / "rates", cluster=self.cluster
+            )
             for (name, rate), result in zip(owners, results, strict=True):
                 scores[name][rate] = next((score.miou or 0.0 for score in result.targets), 0.0)  # 0 if it diverged
             wanted = {name: self._missing(scores[name]) for name in rows}
@@ -191,7 +194,7 @@ class Study:
         cells = self.source.cells(self.variants(part), SEEDS[part])
         # Seed by seed, so that what is done so far can be compared.
         cells.sort(key=lambda cell: cell.recipe.seed)
-        return run_grid(cells, self.out, self.jobs, part == "core", self.records)
+        return run_grid(cells, self.out, self.jobs, part == "core", self.records, cluster=self.cluster)
 
     def look_into(self) -> None:
         """What the first seed's runs did to weights and features, once: a page, and means beside the records."""
@@ -224,13 +227,15 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, help="folder of CamVid; without it the study is of streets alone")
     parser.add_argument("--sources", nargs="+", choices=tuple(SEEN), default=list(SEEN))
     parser.add_argument("--parts", nargs="+", choices=tuple(SEEDS), default=list(SEEDS))
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, help="trainings at a time: 2, or as many as a cluster has GPUs or machines")
+    parser.add_argument("--cluster", metavar="local|auto|HOST:PORT", help="train on a Ray cluster, see docs/scale.md")
     options = parser.parse_args()
     if options.camvid is None:
         print("camvid: not given (--camvid DIR), left out as a source and as a target", flush=True)
         options.sources = [name for name in options.sources if name != "camvid"]
+    jobs = options.jobs if options.jobs is not None or options.cluster else 2
     studies = [
-        Study(Source(name, options.out, options.weights, options.camvid), options.out, options.jobs)
+        Study(Source(name, options.out, options.weights, options.camvid), options.out, jobs, options.cluster)
         for name in options.sources
     ]
     for part in options.parts:

@@ -46,10 +46,17 @@ def test_the_core_is_seven_packages():
     assert named(PROJECT["dependencies"]).keys() == CORE
 
 
-@pytest.mark.parametrize(("extra", "inside"), [("demo", "segment"), ("dev", "segment"), ("dev", "demo")])
+EXTRA_IN_EXTRA = [("demo", "segment"), ("cluster", "segment"), ("dev", "segment"), ("dev", "demo")]
+
+
+@pytest.mark.parametrize(("extra", "inside"), EXTRA_IN_EXTRA)
 def test_an_extra_contains_another(extra, inside):
     own = named(EXTRAS[extra])["recyclelora"]
     assert inside in own.extras
+
+
+def test_the_workflow_does_not_install_ray():
+    assert "cluster" not in named(EXTRAS["dev"])["recyclelora"].extras
 
 
 def test_every_requirement_has_its_own_line():

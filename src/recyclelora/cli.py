@@ -250,9 +250,22 @@ def compare(
     ] = None,
     limit: Limit = None,
     jobs: Annotated[
-        int, typer.Option(help="Trainings at a time, which share the cores; 0 trains in this process.", min=0, max=256)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Trainings at a time, which share the cores; 0 trains in this process. 1 if not given, or as many as "
+            "a cluster has GPUs, or machines.",
+            min=0,
+            max=256,
+        ),
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on a Ray cluster: `local` starts one on this machine, `auto` is that of this machine.",
+            metavar="local|auto|HOST:PORT",
+        ),
+    ] = None,
 ) -> None:
     """Train and score several methods with several seeds: tables, plots, paired differences with intervals, costs.
 
@@ -269,7 +282,7 @@ def compare(
         raise UserError(f"--seeds {seeds}: expected whole numbers separated by commas, as in 0,1,2") from None
     settings = recyclelora.read_recipe(recipe)
     print_comparison(
-        recyclelora.compare(settings, variants, numbers, out, target or (), baseline, limit, jobs, pictures)
+        recyclelora.compare(settings, variants, numbers, out, target or (), baseline, limit, jobs, pictures, cluster)
     )
     say(f"written: {out / 'results.json'} and {out / 'report.html'}")
 

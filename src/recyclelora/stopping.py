@@ -128,6 +128,21 @@ def leave_signals_to_parent() -> None:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back at the end what handles these signals now, whatever a library has set in the meantime."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no change
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            if old is not None:  # it was not set from Python
+                signal.signal(number, old)
+
+
+@contextmanager
 def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Have a function called on these signals; nothing happens outside the main thread, where Python allows none."""
     if threading.current_thread() is not threading.main_thread():

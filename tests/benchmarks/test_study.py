@@ -22,7 +22,7 @@ def streets(tmp_path, monkeypatch):
 def grid_with_peaks(asked, peaks):
     """Scores that fall off from each method's best rate."""
 
-    def run_grid(cells, *_):
+    def run_grid(cells, *_, **__):
         asked.extend(cells)
         found = []
         for cell in cells:
@@ -58,7 +58,22 @@ def test_each_variant_gets_the_best_rate_of_a_grid_that_grows_to_it(streets, mon
     assert list(told["lora"]["miou"]) == ["0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]
 
 
-def diverged(cells, *_):
+def test_trainings_go_to_the_cluster_that_is_asked_for(streets, monkeypatch):
+    given = []
+    scored = grid_with_peaks([], {})
+
+    def run_grid(cells, *options, cluster):
+        given.append(cluster)
+        return scored(cells, *options)
+
+    monkeypatch.setattr(study, "run_grid", run_grid)
+    streets.cluster = "auto"
+    streets.choose_rates()
+    streets.run("options")
+    assert set(given) == {"auto"}
+
+
+def diverged(cells, *_, **__):
     return [CellResult(cell.variant, 0, {}, None, error="the loss is nan") for cell in cells]
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,9 +85,15 @@ def test_a_signal_that_is_ignored_stays_ignored(recipe, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_a_comparison_stops_the_training_in_its_process(recipe, town, tmp_path):
+ELSEWHERE = [["--jobs", "1"], pytest.param(["--cluster", "local"], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("where", ELSEWHERE, ids=lambda where: where[0])
+def test_a_comparison_stops_the_training_in_its_process(recipe, town, tmp_path, where):
+    if "--cluster" in where:
+        pytest.importorskip("ray")
     arguments = ["compare", "--recipe", recipe, "--methods", "lora", "--seeds", "0", "--out", tmp_path / "all"]
-    arguments += ["--target", f"folder={town}", "--jobs", "1", "--set", "steps=5000", "--set", "checkpoint_every=5000"]
+    arguments += ["--target", f"folder={town}", *where, "--set", "steps=5000", "--set", "checkpoint_every=5000"]
     run = tmp_path / "all" / "runs" / "lora--0"
     process = started(*arguments)
     with process:
@@ -94,6 +103,16 @@ def test_a_comparison_stops_the_training_in_its_process(recipe, town, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert said(err)[-1].startswith("stopped by SIGTERM; go on with: recyclelora compare --recipe")
     assert read_state(run / "checkpoints" / "last.safetensors")["step"] == steps_of(run) < 5000
+    assert not processes_of_session(process.pid)
+
+
+def processes_of_session(process):
+    """What a Ray of this process has started, which names the process in its folder."""
+    commands = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            commands[folder.name] = (folder / "cmdline").read_bytes()
+    return [name for name, command in commands.items() if re.search(rb"/session_[-\d_]+_%d[/\0]" % process, command)]
 
 
 def test_two_trainings_do_not_share_a_folder(recipe, tmp_path, command):

@@ -81,9 +81,9 @@ def test_methods_are_trained_scored_and_written_without_a_word_on_the_terminal(t
 def _only_read(run_grid):
     """The grid, where no training may be missing."""
 
-    def read(cells, out, jobs, present):
+    def read(cells, out, jobs, present, cluster):
         assert all((out / "cells" / f"{each.name}.json").is_file() for each in cells)
-        return run_grid(cells, out, jobs, present=present)
+        return run_grid(cells, out, jobs, present=present, cluster=cluster)
 
     return read
 

@@ -82,8 +82,9 @@ def compare(
     targets: str | Sequence[str] = (),
     baseline: str | None = None,
     limit: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     pictures: int = 1,
+    cluster: str | None = None,
 ) -> Comparison:
     """Train and score every variant with every seed into `out`, and write results.json and report.html there.
 
@@ -92,8 +93,10 @@ def compare(
         targets: as in `recyclelora.evaluate`; the recipe's if none are given.
         baseline: the variant that the others are compared to; the first if it is not given.
         limit: take this many images of each target, evenly spaced.
-        jobs: trainings at a time, each in a process of its own; 0 makes them in this process.
+        jobs: trainings at a time, each in a process of its own; 0 makes them in this process. The default is 1, and on
+            a cluster as many as it has GPUs, or machines if it has none.
         pictures: example pictures of each target on the page, of the first seed's models.
+        cluster: train on the machines of a Ray cluster, "local", "auto" or HOST:PORT: see docs/scale.md.
 
     Raises:
         UserError: no targets, an unknown baseline, files of something else in `out`, results of other base weights or
@@ -114,7 +117,7 @@ def compare(
         if file.exists() and not (out / "cells").is_dir():
             raise UserError(f"{file} is there, and not of a comparison; choose another --out")
     cells = [Cell(v.name, v.recipe(recipe, seed), tuple(targets), None, limit) for v in rows for seed in seeds]
-    found = summarise(make_cells(cells, out, jobs), baseline, seen_labels(recipe, targets))
+    found = summarise(make_cells(cells, out, jobs, cluster), baseline, seen_labels(recipe, targets))
     write_json(out / "results.json", found.to_json())
     write_comparison(
         out / "report.html", f"{len(rows)} methods side by side", found, take_pictures(cells, out, pictures)
@@ -122,7 +125,9 @@ def compare(
     return found
 
 
-def make_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[CellResult]:
+def make_cells(
+    cells: Sequence[Cell], out: Path, jobs: int | None = None, cluster: str | None = None
+) -> list[CellResult]:
     """Train and score cells that share sources, base and targets; results that exist are read instead.
 
     Raises:
@@ -140,7 +145,7 @@ def make_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[CellResult]:
             present[f"images of {domain.label}"] = domain.fingerprint()
     if first.recipe.backbone.weights != "random" and any((out / "cells").glob("*.json")):
         present["base weights"] = base_hash(first.recipe)
-    return run_grid(cells, out, jobs, present=present)
+    return run_grid(cells, out, jobs, present=present, cluster=cluster)
 
 
 def take_pictures(cells: Sequence[Cell], out: Path, count: int) -> dict[str, list[Example]]:

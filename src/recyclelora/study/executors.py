@@ -2,6 +2,7 @@
 
 here()                       in this process, one after the other
 processes(jobs)              in new processes of this machine, which share its cores
+cluster.on_cluster(...)      on the machines of a Ray cluster
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from recyclelora.runs.predictor import Predictor, load
 from recyclelora.runs.processes import peak_bytes
 from recyclelora.runs.run import Run, open_run, remove_run, versions
 from recyclelora.study.cell import Cell, CellResult, read_cell
+from recyclelora.study.cluster import on_cluster
 from recyclelora.study.executors import Executor, here, processes
 from recyclelora.training.train import decisive, train
 
@@ -54,6 +56,7 @@ def run_grid(
     keep_runs: bool = True,
     records: Path | None = None,
     present: Mapping[str, str] | None = None,
+    cluster: str | None = None,
 ) -> list[CellResult]:
     """The results of all cells, in order. Missing results are computed, `jobs` at a time, each in its own process.
 
@@ -63,14 +66,15 @@ def run_grid(
     unless `keep_runs` is set.
 
     Args:
-        jobs: trainings at a time; 1 if it is None.
+        jobs: trainings at a time; 1 if it is None, and on a cluster as many as it has GPUs, or machines.
         present: hashes of the current data, by name: "images of target fog", "images of town" (a source), "base
             weights". Results with other hashes are refused. A source of which each seed takes a subset is not compared.
+        cluster: train on the machines of this Ray cluster; see `recyclelora.study.cluster.on_cluster`.
 
     Raises:
         UserError: two cells have one name, a recipe has several devices, another process works in `out`, results
             differ in base weights or images from each other or from `present`, a process was killed; and as
-            `read_cell`, `recyclelora.training.train.train` and
+            `read_cell`, `recyclelora.study.cluster.on_cluster`, `recyclelora.training.train.train` and
             `recyclelora.evaluation.targets.open_targets`. After an error no further cell is begun; those that run are
             finished, and what is done stays done.
     """
@@ -98,12 +102,17 @@ def run_grid(
             _check_alike(results, records)
 
         if todo:
-            with (
-                Progress("all trainings", total, "steps", done) as bar,
-                here() if jobs == 0 else processes(jobs or 1) as executor,
-            ):
+            with Progress("all trainings", total, "steps", done) as bar, _executor(jobs, cluster, out) as executor:
                 _make(todo, places.runs, executor, bar, keep)
     return [made for cell in cells if (made := results[cell.name]) is not None]
+
+
+def _executor(jobs: int | None, cluster: str | None, out: Path) -> AbstractContextManager[Executor]:
+    if cluster is not None:
+        if jobs == 0:
+            raise UserError(f"--jobs 0 trains in this process, --cluster {cluster} in others; give one of them")
+        return on_cluster(cluster, jobs, out)
+    return here() if jobs == 0 else processes(jobs or 1)
 
 
 def _check_alike(
