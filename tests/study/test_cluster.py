@@ -70,6 +70,44 @@ def test_a_cluster_is_not_asked_to_train_in_this_process(tmp_path):
     )
 
 
+class Nodes:
+    """What is asked of Ray, of machines with these CPUs and GPUs."""
+
+    def __init__(self, *machines):
+        self.machines = list(machines)
+
+    def nodes(self):
+        return [
+            {"NodeID": str(i), "Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)} if cpus else {}}
+            for i, (cpus, gpus, alive) in enumerate(self.machines)
+        ]
+
+    def remote(self, **options):
+        return lambda function: (function, options)
+
+
+def test_a_task_asks_for_its_share_and_machines_may_come_and_go(caplog):
+    ray = Nodes((16, 4, True), (8, 2, True), (64, 0, True), (0, 0, True), (8, 8, False))
+    ours = cluster._Cluster(ray, "auto", None, None)
+    options = {"num_cpus": 4, "num_gpus": 1, "max_retries": cluster.RETRIES, "max_calls": 1}
+    assert ours._task == (cluster.work, options)
+    assert (ours.threads, ours.room) == (4, 6)
+    assert cluster._Cluster(ray, "auto", 2, None).room == 2
+    ray.machines.append((8, 2, True))
+    assert ours.room == 8
+    with caplog.at_level(logging.INFO, LOGGER):
+        ray.machines[0] = (16, 4, False)
+        assert ours.room == 4
+        assert ours.room == 4
+        ray.machines[1] = ray.machines[-1] = (8, 2, False)
+        assert ours.room == 1  # for a machine that is yet to come
+    assert [record.message.rpartition("there ")[2] for record in caplog.records] == [
+        "goes on elsewhere from its checkpoint",
+        "waits for a machine that is large enough",
+    ]
+    refused(lambda: cluster._Cluster(Nodes((0, 0, True)), "auto", None, None), "no machine there has a CPU")
+
+
 # With Ray
 
 LONG = {"steps": 1500, "checkpoint_every": 100}
@@ -86,8 +124,9 @@ def town(tmp_path_factory):
 
 
 @pytest.fixture
-def joined(ray):
-    """A cluster that this process has joined before."""
+def joined(ray, monkeypatch):
+    """A cluster that this process has joined before, whose processes can import the tests."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=cluster.OBJECTS, log_to_driver=False)
     yield
     assert ray.is_initialized()

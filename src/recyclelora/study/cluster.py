@@ -123,8 +123,9 @@ class _Cluster:
         if isinstance(error, of_ray.TaskCancelledError):
             return UserError(f"{name}: cancelled in Ray; call again to go on")
         if isinstance(error, of_ray.RayTaskError):
-            cause: BaseException = error.cause
-            cause.__cause__ = error  # it shows where the function failed
+            cause: BaseException = error.cause or error
+            if cause is not error:
+                cause.__cause__ = error  # it shows where the function failed
             return cause
         if isinstance(error, of_ray.RayError):
             return UserError(
@@ -221,14 +222,20 @@ def _joined(ray: Any, address: str, jobs: int | None) -> Iterator[None]:
     try:
         with handlers_kept():  # Ray takes SIGTERM
             ray.init(address, **options)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of many kinds
         raise UserError(f"--cluster {address}: {' '.join(str(error).split())}") from error
-    with suppress(AttributeError):  # otherwise it prints dozens of lines for each machine that is lost
-        ray._private.worker._worker_logs_enabled = False
+    _let_speak(ray, False)
     try:
         yield
     finally:
         ray.shutdown()
+        _let_speak(ray, True)
+
+
+def _let_speak(ray: Any, aloud: bool) -> None:
+    """Whether Ray prints what happens to machines and processes, dozens of lines for each that is lost."""
+    with suppress(AttributeError):  # there is no public way
+        ray._private.worker._worker_logs_enabled = aloud
 
 
 def _check_answer(address: str) -> None:
