@@ -50,7 +50,9 @@ def fit(
     module = module.train()
     if recipe.strategy == "fsdp":
         shard_base(fabric, module, module.segmenter.backbone)
-    trained = fabric.setup_module(module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.8 has no other name for it
+        trained = fabric.setup_module(module)
     plain = module.optimizer()
     first = [{key: group[key] for key in ("lr", "weight_decay")} for group in plain.param_groups]
     done, stop = 0 if checkpoint is None else put_back(checkpoint, module, plain), 0
