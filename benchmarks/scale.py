@@ -221,8 +221,9 @@ def time_table(found: dict[str, Any]) -> str:
                     pace = devices * images / max(computing, seconds)
                     size = f"{sent / 1e9:.2f} GB" if sent else "–"
                     time = f"{1000 * seconds:.0f} ms" if sent else "–"
+                    number = f"{pace:,.0f}" if pace >= 100 else f"{pace:.1f}"
                     lines.append(
-                        f"| {model} | {head} | {name} | {1000 * computing:.0f} ms | {size} | {time} | {pace:.3g} |"
+                        f"| {model} | {head} | {name} | {1000 * computing:.0f} ms | {size} | {time} | {number} |"
                     )
     return "\n".join(lines)
 
