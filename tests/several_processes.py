@@ -1,4 +1,4 @@
-"""Several processes that call the command line together, as torchrun starts them.
+"""Several processes that work together: they call the command line, as torchrun starts them, or one function.
 
 They are forked from a process that has imported everything, which saves seconds for each of them.
 """
@@ -49,6 +49,20 @@ def _member(rank, world, port, folder, arguments, failure):
         main()
 
 
+def prepared():
+    """The way in which the processes are started."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def work_together(world, function, *arguments):
+    """Call a function of a test module, with its rank before the arguments, in `world` processes."""
+    from torch.multiprocessing import start_processes
+
+    start_processes(function, arguments, nprocs=world, start_method=prepared().get_start_method())
+
+
 def call_together(world, folder, *arguments, failure=None):
     """Call the command line in `world` processes: exit code, standard output and standard error of each.
 
@@ -57,8 +71,7 @@ def call_together(world, folder, *arguments, failure=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context = prepared()
     folder.mkdir(exist_ok=True)
     words = list(map(str, arguments))
     processes = [

@@ -4,12 +4,12 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recyclelora.adapter import RecycleLoraConfig, draw
 from recyclelora.adapter.draw import draw_factors, shared_among_processes, shares
+from several_processes import work_together
 
 CONFIG = {"r_main": 4, "r_sub": 2}
 
@@ -60,7 +60,7 @@ def one_of_two(rank, folder):
 
 
 def test_processes_factorise_each_layer_once_and_all_get_it(tmp_path):
-    mp.spawn(one_of_two, (tmp_path,), nprocs=2)
+    work_together(2, one_of_two, tmp_path)
     calls = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     expected = draw_factors(weights(), RecycleLoraConfig(**CONFIG))
     shapes = sorted(tuple(weight.shape) for weight in weights().values())

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +16,7 @@ from recyclelora.recipe import make_recipe, read_recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.facts import read_validations
 from recyclelora.training.train import train
+from several_processes import call_together, work_together
 
 SETTINGS = {
     "backbone": TINY, "adapter": {"r_main": 4, "r_sub": 2}, "crop": 64, "batch_size": 4, "steps": 5, "workers": 0,
@@ -68,7 +68,7 @@ def one_of_two(rank, head, path):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_gradients_of_two_processes_are_those_of_one(head, tmp_path):
-    mp.spawn(one_of_two, (head, str(tmp_path / "gradients.pt")), nprocs=2)
+    work_together(2, one_of_two, head, str(tmp_path / "gradients.pt"))
     two, one = torch.load(tmp_path / "gradients.pt"), gradients(Loss(head), slice(0, 4))
     assert two.keys() == one.keys()
     assert any(".recycle_delta_A_main." in name for name in one)
@@ -76,6 +76,12 @@ def test_gradients_of_two_processes_are_those_of_one(head, tmp_path):
     for name, value in one.items():
         assert (two[name] - value).norm() <= 1e-4 * value.norm() + 1e-7 * largest, name
     assert largest > 0
+
+
+def check_said(code, out, err):
+    assert code == 0, err
+    assert "warning:" not in err
+    assert out.count("5 steps done") == 1
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -89,19 +95,19 @@ def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     values |= {"validation": {"every": 2, "images": 2, "share": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     states, losses, scores = [], [], []
-    strategy = "fsdp" if head == "linear" else "ddp"
-    for devices, accumulate in ((1, 1), (2, 1 if head == "linear" else 2)):
-        run = tmp_path / f"{devices}-{accumulate}"
-        if devices == 1:
+    for name in ("one", "two"):
+        run = tmp_path / name
+        words = ["train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
+        if name == "one":
             train(read_recipe(tmp_path / "recipe.yaml"), run)
+        elif head == "linear":  # the training starts the other process
+            words += ["--set", "devices=2", "--set", "strategy=fsdp"]
+            done = subprocess.run([sys.executable, "-m", "recyclelora", *words], capture_output=True, text=True)
+            check_said(done.returncode, done.stdout, done.stderr)
         else:
-            command = [sys.executable, "-m", "recyclelora", "train", "--recipe", tmp_path / "recipe.yaml", "--out", run]
-            for setting in (f"devices={devices}", f"accumulate={accumulate}", f"strategy={strategy}"):
-                command += ["--set", setting]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, done.stderr
-            assert "warning:" not in done.stderr
-            assert done.stdout.count("5 steps done") == 1
+            (code, *said), (other, *nothing) = call_together(2, tmp_path / "said", *words, "--set", "accumulate=2")
+            check_said(code, *said)
+            assert (other, nothing) == (0, ["", ""])
         assert (run / "metrics.jsonl").read_text().count("\n") == 5
         states.append(load_file(run / "head.safetensors") | load_file(run / "adapter" / "adapter_model.safetensors"))
         scores.append([{**line, "seconds": 0} for line in read_validations(run / "validation.jsonl")])
