@@ -207,6 +207,50 @@ def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_is_not(t
         living.kill()
 
 
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "out"
+
+    def write(fail=False):
+        with files.staged(folder) as part:
+            (part / "inner").mkdir()
+            (part / "inner" / "a.txt").write_text("new")
+            assert not folder.exists() or not (folder / "inner" / "a.txt").exists()
+            if fail:
+                raise OSError(errno.ENOSPC, "disk full")
+
+    refused(lambda: write(fail=True), folder, "disk full", "free on this disk")
+    assert list(folder.parent.iterdir()) == []
+    write()
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert (folder / "inner" / "a.txt").read_text() == "new"
+
+
+def test_a_folder_that_is_there_keeps_its_other_files(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.txt", "mine.txt"):
+        (folder / name).write_text("before")
+    with files.staged(folder) as part:
+        (part / "a.txt").write_text("new")
+        assert (folder / "a.txt").read_text() == "before"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "new", "mine.txt": "before"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+STAGER = WRITER.replace("replacing", "staged").replace("part.write_bytes", "(part / 'a').write_bytes")
+
+
+def test_what_a_killed_process_staged_is_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", STAGER, tmp_path / "out"], stdout=subprocess.PIPE, text=True) as dead:
+        dead.stdout.readline()
+        (part,) = tmp_path.iterdir()
+        assert part.is_dir()
+        dead.kill()
+    with files.staged(tmp_path / "out") as part:
+        (part / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def limited(code, *arguments):
     """Run code in a process that may write files of 4,096 bytes at most: larger ones end like those on a full disk."""
     start = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n" + code

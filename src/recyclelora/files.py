@@ -98,6 +98,38 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise UserError(f"{path}: could not be written ({error.strerror}{needed}); {fix}") from error
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Write the files of a folder together or not at all: yields a new folder beside it, which takes its place.
+
+    Files that `folder` holds already are replaced if they have the names of new ones, and stay otherwise. If the block
+    fails, nothing is changed.
+
+    Raises:
+        UserError: as `replacing`.
+    """
+    part = folder.with_name(f".{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)
+        try:
+            part.mkdir()
+            yield part
+            files = [file for file in sorted(part.rglob("*")) if file.is_file()]
+            for file in files:
+                _sync(file)
+            if folder.is_dir():
+                for file in files:
+                    place = folder / file.relative_to(part)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
+            else:
+                os.replace(part, folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
 def _amount(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size:,} bytes"
 
@@ -110,11 +142,14 @@ def _host() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the parts of files that dead processes left half written in a folder."""
+    """Remove the parts of files, and of folders, that dead processes left half written in a folder."""
     for file in folder.iterdir() if os.name != "nt" else ():  # Windows has no harmless way to ask for a process
         name = PART.fullmatch(file.name)
         if name and name[1] == _host() and not _alive(int(name[2])):
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
