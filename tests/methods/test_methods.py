@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import recyclelora
@@ -239,6 +240,28 @@ def test_what_was_learnt_comes_back_from_its_files(method, head, learnt):
     assert left == names  # the base's own layers again
     kept = {name for name, _ in fresh.backbone.named_parameters() if ".rein_" in name}
     assert bool(kept) == (method == "rein")
+
+
+WITHOUT_PEFT = ("frozen", "full", "rein")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in WITHOUT_PEFT])
+def test_an_adapter_of_peft_computes_what_was_learnt_and_can_be_switched_off(method, learnt):
+    recipe, folder, segmenter, _ = learnt(method)
+    fresh = bare(recipe, len(NAMES))
+    base = outputs(fresh)[0]
+    model = get_method(method).adapter(fresh.backbone, recipe.adapter, folder)
+    assert isinstance(model, PeftModel)
+    torch.testing.assert_close(outputs(fresh)[0], outputs(segmenter)[0], atol=2e-4, rtol=1e-3)
+    if method != "soma":  # whose biases stay
+        with model.disable_adapter():
+            torch.testing.assert_close(outputs(fresh)[0], base)
+
+
+@pytest.mark.parametrize("method", WITHOUT_PEFT)
+def test_a_method_says_that_peft_has_no_adapter_for_it(method, tmp_path):
+    call = get_method(method).adapter
+    refused(lambda: call(backbone(), tiny_recipe(method).adapter, tmp_path), method, "--format merged")
 
 
 FILES = {key: ["adapter_config.json", "adapter_model.safetensors"] for key in SAVING}

@@ -4,6 +4,7 @@
     attach     freezes the backbone, except what the method trains       role      which learning rate a parameter has
     save       writes the trained tensors                                is_drawn  what else a checkpoint has to hold
     merge      loads them and merges them into the weights               keep      adds what stays after merging
+    adapter    loads them beside the weights, as a model of PEFT
     updates    gives the change of each weight                           scale     the factor of the update
 
 The folder of a trained method holds the files that PEFT writes for its adapter, and `trained.safetensors` with the
@@ -31,6 +32,8 @@ from recyclelora.methods.settings import Settings
 from recyclelora.methods.update import Update
 from recyclelora.models.backbone import Backbone
 
+BIASES_OF_LAYERS = "recycle_only"
+"""What the configuration of RecycleLoRA's adapter says if the biases of the adapted layers are a part of it."""
 FILES = (CONFIG, ADAPTER, TRAINED)
 """The files in the folder of a method's trained weights; not every method writes all of them."""
 
@@ -151,6 +154,18 @@ class Method(ABC, Generic[S]):
         with self._reading(backbone, folder):
             self._merge(backbone, settings, folder)
 
+    def adapter(self, backbone: Backbone, settings: S, folder: Path) -> PeftModel:
+        """Load what `save` wrote into a bare backbone, beside its weights, for programs that use PEFT.
+
+        Biases that were trained too are a part of the adapter, as its configuration says.
+
+        Raises:
+            UserError: the method has no adapter that PEFT could load, or as `merge`.
+        """
+        raise UserError(
+            f"method {self.name} has no adapter of PEFT; export the whole model, with --format merged, onnx or torch"
+        )
+
     @contextmanager
     def _reading(self, backbone: Backbone, folder: Path) -> Iterator[None]:
         """Name the folder in every error while it is read."""
@@ -185,6 +200,17 @@ class PeftMethod(Method[S]):
         backbone.model = load_adapter(backbone.model, folder, self._stored_settings(backbone, settings))
         backbone.model = backbone.model.merge_and_unload()
         load_trained(backbone.model, folder / TRAINED, needed)
+
+    def adapter(self, backbone: Backbone, settings: S, folder: Path) -> PeftModel:
+        with self._reading(backbone, folder):
+            needed = self._needed(backbone, settings)
+            model = load_adapter(backbone.model, folder, self._stored_settings(backbone, settings))
+            if needed:
+                biases = {_plain_name(name): name for name, _ in model.named_parameters() if name.endswith(".bias")}
+                load_trained(model, folder / TRAINED, needed, biases)
+                model.peft_config["default"].bias = BIASES_OF_LAYERS
+            backbone.model = model.get_base_model()
+        return model
 
     @abstractmethod
     def _stored_settings(self, backbone: Backbone, settings: S) -> dict[str, Any]:

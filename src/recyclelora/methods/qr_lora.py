@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -88,6 +90,20 @@ class QrLora(Method[QrLoraSettings]):
             backbone.model.get_submodule(update.layer).weight.data += update.delta.view_as(
                 backbone.model.get_submodule(update.layer).weight
             )
+
+    def adapter(self, backbone: Backbone, settings: QrLoraSettings, folder: Path) -> PeftModel:
+        """The change as a plain LoRA, B = Q_r diag(c) and A = Q_r' W0: PEFT has no such method of its own."""
+        changes = {update.layer: update for update in self.updates(backbone, settings, folder)}
+        config = LoraConfig(
+            r=settings.rank, lora_alpha=settings.rank, target_modules=sorted(changes), init_lora_weights=False
+        )
+        model = get_peft_model(backbone.model, config)
+        for name, change in changes.items():
+            layer: Any = model.get_base_model().get_submodule(name)
+            layer.lora_A["default"].weight.data = change.A
+            layer.lora_B["default"].weight.data = change.B
+        backbone.model = model.get_base_model()
+        return model
 
     def updates(self, backbone: Backbone, settings: QrLoraSettings, folder: Path) -> Iterator[Update]:
         with self._reading(backbone, folder):

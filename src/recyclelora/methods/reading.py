@@ -68,8 +68,11 @@ def _check_settings(folder: Path, expected: Mapping[str, Any]) -> None:
             raise ValueError(f"{CONFIG} says {key} {found[key]!r}, but the recipe of this run gives {value!r}")
 
 
-def load_trained(model: nn.Module, file: Path, needed: set[str]) -> None:
+def load_trained(model: nn.Module, file: Path, needed: set[str], names: Mapping[str, str] | None = None) -> None:
     """Load the tensors that were trained in addition to PEFT's adapters.
+
+    Args:
+        names: what the model calls the tensors of the file, where it has other names for them.
 
     Raises:
         ValueError: a needed tensor is missing or not finite, or the model does not have one of the file's tensors.
@@ -77,7 +80,8 @@ def load_trained(model: nn.Module, file: Path, needed: set[str]) -> None:
     """
     state = load_file(file) if needed or file.is_file() else {}
     check_finite(file.name, state)
-    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    renamed = {(names or {}).get(name, name): value for name, value in state.items()}
+    unexpected = model.load_state_dict(renamed, strict=False).unexpected_keys
     check_names(file.name, (needed - state.keys()) | set(unexpected))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,20 +123,32 @@ def load(
         UserError: the run is not finished and no checkpoint is asked for, there is no such checkpoint, a file is not
             as it was written, or the base weights are not those that the run was trained on.
     """
-    opened = open_run(run)
-    if checkpoint is None or (checkpoint == "last" and opened.finished):
-        check_finished(opened)
-        segmenter = _merged(opened, opened, weights)
-    else:
-        with TemporaryDirectory() as folder:
-            found = _at_checkpoint(opened, checkpoint, weights, Path(folder))
-            segmenter = _merged(opened, found, weights)
-            opened = replace(opened, info=opened.info | found.info | {"trained_sha256": found.trained_sha256})
+    with trained_files(run, weights, checkpoint) as (opened, files):
+        segmenter = merged(opened, files, weights)
     return Predictor(segmenter.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), opened)
 
 
-def _merged(run: Run, files: Run, weights: str | None) -> Segmenter:
-    """The model of a run with the trained weights that lie in the folder of `files`."""
+@contextmanager
+def trained_files(
+    run: str | Path, weights: str | None = None, checkpoint: CheckpointName | None = None
+) -> Iterator[tuple[Run, Run]]:
+    """A run, as it is at a checkpoint, and the run whose folder has the trained weights of that step.
+
+    The two are one if it is the last step; else the second is a folder that is removed at the end. Arguments and errors
+    are those of `load`.
+    """
+    opened = open_run(run)
+    if checkpoint is None or (checkpoint == "last" and opened.finished):
+        check_finished(opened)
+        yield opened, opened
+        return
+    with TemporaryDirectory() as folder:
+        found = _at_checkpoint(opened, checkpoint, weights, Path(folder))
+        yield replace(opened, info=opened.info | found.info | {"trained_sha256": found.trained_sha256}), found
+
+
+def merged(run: Run, files: Run, weights: str | None) -> Segmenter:
+    """The model of a run with the trained weights that lie in the folder of `files`, as `trained_files` gives both."""
     recipe, method = run.recipe, get_method(run.recipe.method)
     if files.is_merged:
         segmenter = bare(recipe, len(run.space), "random")
@@ -146,8 +160,17 @@ def _merged(run: Run, files: Run, weights: str | None) -> Segmenter:
         segmenter = base_of(run, weights)
         method.merge(segmenter.backbone, recipe.adapter, files.adapter)
     method.link_head(segmenter.backbone, segmenter.head)
-    _load(segmenter.head, files.head, f"{recipe.head} head")
+    load_head(segmenter, files)
     return segmenter
+
+
+def load_head(segmenter: Segmenter, files: Run) -> None:
+    """Load the trained head that lies in the folder of a run.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another head.
+    """
+    _load(segmenter.head, files.head, f"{files.recipe.head} head")
 
 
 def _at_checkpoint(run: Run, name: CheckpointName, weights: str | None, folder: Path) -> Run:
