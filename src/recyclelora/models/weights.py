@@ -122,7 +122,7 @@ def _from_hub(model_name: str) -> dict[str, Tensor]:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        if not _answers(constants.ENDPOINT, HUB_PROBE_SECONDS):
+        if not answers(constants.ENDPOINT, HUB_PROBE_SECONDS):
             raise ConnectionError("it does not answer")
         state: dict[str, Tensor] = load_state_dict_from_hf(config.hf_hub_id, filename)
     except Exception as error:  # the hub's client, its HTTP library and safetensors each raise their own kinds
@@ -134,7 +134,7 @@ def _from_hub(model_name: str) -> dict[str, Tensor]:
     return state
 
 
-def _answers(url: str, seconds: float) -> bool:
+def answers(url: str, seconds: float) -> bool:
     """Whether a server answers HTTP at `url` within `seconds`; in a thread, as name resolution has no timeout."""
     answered = threading.Event()
 

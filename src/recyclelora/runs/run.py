@@ -64,6 +64,8 @@ PACKAGES = (
 )  # fmt: skip
 RECIPE = "recipe.yaml"
 STARTING = ".starting"
+EXPORT = "export.json"
+"""What `recyclelora export` writes beside the files of a format."""
 RESULTS = (RECIPE, *(f"adapter/{name}" for name in FILES), "backbone.safetensors", "head.safetensors")
 """The files that a finished model depends on, below the run's folder; not every run has all of them."""
 
@@ -248,6 +250,10 @@ def open_run(path: str | Path) -> Run:
     try:
         text, info = read_text_file(recipe), read_json(facts)
     except FileNotFoundError as error:
+        if (path / EXPORT).is_file():
+            raise UserError(
+                f"{path}: an export that is not a run; give the run, or export it with --format merged"
+            ) from error
         raise UserError(
             f"{path}: not a run, {Path(error.filename).name} is missing; give the --out folder of a `recyclelora train`"
         ) from error
@@ -320,16 +326,19 @@ def _remove_files(path: Path) -> None:
                 folder.rmdir()
 
 
-def check_empty(out: Path, overwrite: bool) -> None:
-    """Refuse a folder for a new run if something in it would be lost.
+def check_empty(out: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuse a folder for a new run, or for another result, if something in it would be lost.
+
+    Args:
+        option: what the command line calls the folder.
 
     Raises:
         UserError: `out` is a file, or holds something and `overwrite` is not set.
     """
     if out.is_file():
-        raise UserError(f"{out} is a file, expected a folder for the run; choose another --out")
+        raise UserError(f"{out} is a file, expected a folder; choose another {option}")
     if not holds_nothing(out) and not overwrite:
-        raise UserError(f"{out} exists; replace it with --overwrite, or choose another --out")
+        raise UserError(f"{out} exists; replace it with --overwrite, or choose another {option}")
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,135 @@
+"""The verb `export`: a trained model for other programs, checked against the model before it takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recyclelora.errors import UserError, did_you_mean
+from recyclelora.exporting import adapters, merged, onnx_model, program
+from recyclelora.exporting.card import card
+from recyclelora.exporting.check import Parity, compared, images_for
+from recyclelora.exporting.hub import check_name, push
+from recyclelora.exporting.trained import Scores, Trained
+from recyclelora.files import locked_file, staged, write_json, write_text
+from recyclelora.runs.predictor import CheckpointName, Predictor, trained_files
+from recyclelora.runs.predictor import merged as merged_model
+from recyclelora.runs.run import EXPORT, check_empty, is_run, remove_run, versions
+
+Format = Literal["merged", "peft", "lora", "onnx", "torch"]
+WRITERS: Mapping[str, Callable[[Trained, Path], Scores]] = {
+    "merged": merged.write,
+    "peft": adapters.write_peft,
+    "lora": adapters.write_lora,
+    "onnx": onnx_model.write,
+    "torch": program.write,
+}
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the folder and its files, how far it is from the model, and what became of it on the hub."""
+
+    path: Path
+    format: Format
+    files: list[str]
+    parity: Parity
+    hub: str | None = None
+
+
+def export(
+    run: str | Path,
+    to: str | Path,
+    format: Format = "merged",
+    *,
+    images: Sequence[str | Path] = (),
+    to_hub: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    weights: str | None = None,
+    checkpoint: CheckpointName | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Write a trained model for other programs, and check it against the model; docs/export.md describes the formats.
+
+    Args:
+        run: folder of a finished training.
+        to: folder for the export; `export.json` in it says what it is, and how far it is from the model.
+        format: `merged`, the whole model, whose backbone plain timm loads; `peft` or `lora`, the adapter alone, as its
+            method saves it or as a plain LoRA; `onnx`, with a script that needs no torch; `torch`, a program of
+            `torch.export`.
+        images: images, or folders of them, for the check; those of a source or target of the recipe if none are given.
+        to_hub: OWNER/NAME of a repository on the model hub: a model card is written, and the folder is sent there if
+            the hub can be reached.
+        window, stride: in pixels, instead of the recipe's.
+        weights: where the base weights are now, if not where the recipe says.
+        checkpoint: as in `recyclelora.load`.
+        overwrite: replace what an earlier call wrote there.
+
+    Raises:
+        UserError: the folder holds something, the method has nothing to write in this format, a package is missing, the
+            export differs from the model by more than 1e-3 in a logit or in the class of more than 0.1 % of the pixels,
+            or as `recyclelora.load`. Nothing is left behind then.
+    """
+    to = Path(to)
+    if format not in WRITERS:
+        raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
+    if to.resolve() == Path(run).resolve():
+        raise UserError(f"{to}: this is the run itself; choose another folder for the export")
+    check_empty(to, overwrite, "--to")
+    if to_hub is not None:
+        check_name(to_hub)
+    if format == "onnx":
+        onnx_model.check_packages()
+    with locked_file(to), trained_files(run, weights, checkpoint) as (opened, files):
+        model = Predictor(merged_model(opened, files, weights), opened).with_evaluation(window=window, stride=stride)
+        trained = Trained(model, files, weights)
+        chosen, described = images_for(opened.recipe, trained.plan, images)
+        with staged(to) as folder:
+            parity = compared(trained.scores(), WRITERS[format](trained, folder), chosen, described)
+            if not parity.sound:
+                raise UserError(
+                    f"{to}: the export is not the model, {parity}; expected at most 1e-3 and at least 99.9 %"
+                )
+            facts = _facts(trained, format, parity) | adapters.facts(folder)
+            if to_hub is not None:
+                write_text(folder / CARD, card(trained, facts, to_hub))
+            write_json(folder / EXPORT, facts)
+            names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+            _remove_earlier(to)
+    return Export(to, format, names, parity, push(to, to_hub) if to_hub else None)
+
+
+def _facts(trained: Trained, format: Format, parity: Parity) -> dict[str, Any]:
+    """The content of `export.json`."""
+    base = trained.model.run.recipe.backbone
+    run, plan, backbone = trained.model.run, trained.plan, trained.model.segmenter.backbone
+    return {
+        "format": format,
+        "method": run.recipe.method,
+        "step": run.step,
+        "checkpoint": run.info.get("checkpoint", "last"),
+        "base": Path(base.weights).name + ", resampled as published" * (base.resample == "published"),
+        "weights_sha256": run.info["weights_sha256"],
+        "trained_sha256": run.trained_sha256,
+        "names": list(run.space.names),
+        "colours": [list(colour) for colour in run.space.colours],
+        "window": plan.window,
+        "stride": plan.stride,
+        "batch_size": plan.batch_size,
+        "timm": merged.timm_arguments(backbone, run.recipe.backbone.model_args),
+        "check": parity.to_json() | {"text": str(parity)},
+        "versions": versions(),
+    }
+
+
+def _remove_earlier(to: Path) -> None:
+    """Remove the files of an export, or of a run, that this one replaces; others in the folder stay."""
+    if is_run(to):
+        remove_run(to)
+    if (to / EXPORT).is_file():
+        for name in (EXPORT, CARD, *onnx_model.FILES, *adapters.FILES, program.NAME):
+            (to / name).unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""`onnx`: a model for onnxruntime and other programs that read ONNX, with a script that runs it.
+
+DIR/model.onnx    images, uint8 (batch, 3, window, window), RGB -> logits, float32 (batch, classes, window, window)
+    model.onnx.data   its weights, if they take 2 GiB or more
+    sliding.py    an image of any size -> windows -> labels; needs NumPy, Pillow and onnxruntime alone
+
+The window is fixed, because sizes of windows that change are exported without a complaint and then fail.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from recyclelora.errors import MissingExtraError
+from recyclelora.exporting import sliding
+from recyclelora.exporting.program import example
+from recyclelora.exporting.trained import Scores, Trained
+
+FILES = (sliding.MODEL, f"{sliding.MODEL}.data", "sliding.py")
+OPSET = 20
+"""The version of ONNX's operators; GridSample, which deformable attention needs, is among them since 16."""
+
+
+def check_packages() -> None:
+    """Refuse to begin without the packages of the extra `export`.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(name) is None:
+            raise MissingExtraError("the format onnx", name, "export")
+
+
+def write(trained: Trained, folder: Path) -> Scores:
+    """Write the model and the script; what is returned computes with both."""
+    with _quiet():
+        program = torch.onnx.export(
+            trained.model.segmenter, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+        assert program is not None
+        program.save(folder / sliding.MODEL)
+    shutil.copyfile(sliding.__file__, folder / "sliding.py")
+    forward = sliding.open_model(folder / sliding.MODEL)
+    plan = trained.plan
+    return lambda image: sliding.scores(forward, image, plan.window, plan.stride, plan.batch_size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch's exporter and ONNX's optimiser report of their own parts."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

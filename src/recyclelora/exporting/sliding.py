@@ -1,0 +1,91 @@
+"""Find the class of each pixel of an image with the model that lies beside this script.
+
+    python sliding.py street.jpg labels.png
+
+It needs NumPy, Pillow and onnxruntime alone. labels.png has the size of the image and one number per pixel: the place
+of its class in `names` of export.json, from 0.
+
+image (h, w, 3) -> windows, the last of a row or column at its end -> logits, averaged where windows overlap -> the
+class of the highest logit. An image that is smaller than the window is extended by its last row and column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MODEL, SETTINGS = "model.onnx", "export.json"
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def read_image(file: str | Path) -> Array:
+    """The image in a file: RGB, uint8, (h, w, 3), upright."""
+    with Image.open(file) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def open_model(file: str | Path) -> Callable[[Array], Array]:
+    """The model in a file: windows, uint8 (batch, 3, window, window) -> logits, float32 (batch, classes, ...)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda windows: session.run(None, {"images": windows})[0]
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along an axis: every `stride` pixels, the last one at the end of the axis."""
+    last = length - window
+    return [*range(0, last, stride), last]
+
+
+def scores(forward: Callable[[Array], Array], image: Array, window: int, stride: int, batch_size: int = 1) -> Array:
+    """Logits of an image, float32 (classes, h, w), averaged where windows overlap.
+
+    Args:
+        forward: as `open_model` gives it; it gets at most `batch_size` windows at once.
+        image: RGB, uint8, (h, w, 3).
+        window, stride: in pixels.
+    """
+    own = image.shape[:2]
+    beyond = [(0, max(0, window - side)) for side in own]
+    image = np.pad(image, (*beyond, (0, 0)), mode="edge")
+    starts = [window_starts(side, window, stride) for side in image.shape[:2]]
+    places = list(product(*starts))
+    total: Array | None = None
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        windows = [image[top : top + window, left : left + window].transpose(2, 0, 1) for top, left in batch]
+        for (top, left), logits in zip(batch, forward(np.stack(windows)), strict=True):
+            if total is None:
+                total = np.zeros((len(logits), *image.shape[:2]), np.float32)
+            total[:, top : top + window, left : left + window] += logits
+    assert total is not None
+    rows, columns = (
+        sum(((np.arange(side) >= start) & (np.arange(side) < start + window)).astype(np.float32) for start in along)
+        for side, along in zip(image.shape[:2], starts, strict=True)
+    )
+    return (total / (np.reshape(rows, (-1, 1)) * columns))[:, : own[0], : own[1]]
+
+
+def main() -> None:
+    """Read an image, and write its labels."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("image", help="the image")
+    parser.add_argument("labels", help="where the labels are written (.png)")
+    given = parser.parse_args()
+    here = Path(__file__).parent
+    settings = json.loads((here / SETTINGS).read_text(encoding="utf-8"))
+    plan = [settings[key] for key in ("window", "stride", "batch_size")]
+    logits = scores(open_model(here / MODEL), read_image(given.image), *plan)
+    Image.fromarray(logits.argmax(0).astype(np.uint8)).save(given.labels, format="PNG")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is exported: a trained model, its files, and the plan by which windows are taken from an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from recyclelora.models.plan import Plan
+from recyclelora.models.sliding import Forward, summed_scores
+from recyclelora.runs.predictor import Predictor
+from recyclelora.runs.run import Run
+
+Scores = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "classes h w"]]
+"""The logits of an RGB image that is at least one window high and wide, averaged where windows overlap."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with its adapters merged, on the CPU.
+
+    files: the run whose folder has the trained weights (see `recyclelora.runs.predictor.trained_files`).
+    weights: where the base weights are now, if not where the recipe says.
+    """
+
+    model: Predictor
+    files: Run
+    weights: str | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The window and stride for an image at its own size; exports take no mirrored or rescaled views."""
+        return replace(self.model.plan(), box=None, flip=False, scales=(1.0,))
+
+    @property
+    def patch(self) -> int:
+        """The patch size in pixels."""
+        return self.model.segmenter.backbone.patch_size
+
+    def scores(self, forward: Forward | None = None) -> Scores:
+        """The logits of an image, by the model or by another function of windows."""
+        chosen = forward or self.model.segmenter
+        return lambda image: summed_scores(chosen, image, self.plan, self.patch, "cpu").numpy()

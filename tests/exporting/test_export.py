@@ -1,0 +1,248 @@
+"""A run is exported for other programs, which compute what the model computes; else nothing is written."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+import recyclelora
+from labelled_files import refused
+from miniatures import TINY, write_folder
+from recyclelora.exporting import export as verb
+from recyclelora.models.backbone import Backbone
+from recyclelora.runs.predictor import load
+from tiny_methods import NAMES, images, made_run, tiny_recipe
+
+RUN_FILES = ["backbone.safetensors", "export.json", "head.safetensors", "recipe.yaml", "run.json"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "export.json", "head.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_file(Backbone(TINY["model"], "random", model_args=TINY["model_args"]).model.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run_of(base, tmp_path_factory):
+    """Finished runs of each method and head, made once."""
+    made, town = {}, write_folder(tmp_path_factory.mktemp("source") / "town", size=(60, 80))
+
+    def get(method="recyclelora", head="linear"):
+        if (method, head) not in made:
+            values = {"backbone": {**TINY, "weights": str(base)}, "sources": [f"folder={town}"]}
+            recipe = tiny_recipe(method, head, **values)
+            made[method, head], _ = made_run(tmp_path_factory.mktemp(method) / "run", recipe)
+        return made[method, head]
+
+    return get
+
+
+def facts(folder):
+    return json.loads((folder / "export.json").read_text())
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def plain_base(base, folder):
+    """The base as timm alone builds it, by what `export.json` says."""
+    model = timm.create_model(**facts(folder)["timm"])
+    model.load_state_dict(load_file(base))
+    return model.eval()
+
+
+def features(model, side=32):
+    with torch.no_grad():
+        return model.forward_features(torch.linspace(-2, 2, 2 * 3 * side**2).view(2, 3, side, side))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    folder = write_folder(tmp_path / "town", count=1, size=(70, 90))
+    return folder / "images" / "00.jpg"
+
+
+@pytest.mark.parametrize("method", ["recyclelora", "full"])
+def test_plain_timm_loads_the_backbone_of_a_merged_export(method, run_of, tmp_path):
+    made = recyclelora.export(run_of(method).path, tmp_path / "out")
+    assert names(made.path) == made.files == RUN_FILES
+    backbone = timm.create_model(**facts(made.path)["timm"])
+    backbone.load_state_dict(load_file(made.path / "backbone.safetensors"), strict=True)
+    model = load(run_of(method).path, device="cpu")
+    for side in (32, 64):
+        assert torch.equal(features(backbone.eval(), side), features(model.segmenter.backbone.model, side))
+    again = recyclelora.load(made.path, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    assert np.array_equal(again.predict(image), model.predict(image))
+
+
+def test_an_export_that_timm_cannot_build_says_so(run_of, tmp_path):
+    made = recyclelora.export(run_of("rein").path, tmp_path / "out")
+    assert facts(made.path)["timm"] is None
+    assert recyclelora.load(made.path).run.recipe.method == "rein"
+
+
+@pytest.mark.parametrize("format", ["peft", "lora"])
+@pytest.mark.parametrize("method", ["recyclelora", "soma", "dora", "qr-lora"])
+def test_peft_itself_loads_an_adapter(method, format, run_of, base, tmp_path):
+    run = run_of(method)
+    made = recyclelora.export(run.path, tmp_path / "out", format)
+    assert names(made.path) == made.files == ADAPTER_FILES
+    config = json.loads((made.path / "adapter_config.json").read_text())
+    own = format == "peft" and method in ("recyclelora", "soma")
+    assert config["peft_type"] == facts(made.path)["peft_type"] == ("RECYCLELORA" if own else "LORA")
+    untrained = features(plain_base(base, made.path))
+    adapted = PeftModel.from_pretrained(plain_base(base, made.path), made.path)
+    expected = features(load(run.path, device="cpu").segmenter.backbone.model)
+    torch.testing.assert_close(features(adapted.get_base_model()), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(untrained, expected, atol=1e-3)
+    head = load_file(made.path / "head.safetensors")
+    assert {key: value.tolist() for key, value in head.items()} == {
+        key: value.tolist() for key, value in load_file(run.head).items()
+    }
+
+
+@pytest.mark.parametrize("method", ["frozen", "full", "rein"])
+@pytest.mark.parametrize("format", ["peft", "lora"])
+def test_a_method_without_an_adapter_is_refused(method, format, run_of, tmp_path):
+    fix = "--format merged, onnx or torch"
+    refused(lambda: recyclelora.export(run_of(method).path, tmp_path / "out", format), f"method {method} has no", fix)
+    assert names(tmp_path) == []
+
+
+def test_a_merged_run_has_no_adapter_to_export(run_of, tmp_path):
+    saved = recyclelora.export(run_of().path, tmp_path / "saved").path
+    refused(lambda: recyclelora.export(saved, tmp_path / "out", "lora"), saved, "no adapter", "--format merged")
+    assert names(tmp_path) == ["saved"]
+    assert recyclelora.export(saved, tmp_path / "twice").parity.difference == 0
+
+
+def test_the_checkpoint_of_a_training_that_is_not_finished_is_exported(base, tmp_path):
+    town = write_folder(tmp_path / "town", classes=("ground", "sky"))
+    values = {"sources": [f"folder={town}"], "validation": {"every": 1, "images": 1}}
+    recipe = tiny_recipe("recyclelora", backbone={**TINY, "weights": str(base)}, **values)
+    run = recyclelora.train(recipe, tmp_path / "run")
+    best = recyclelora.export(run.path, tmp_path / "best", "lora", checkpoint="best-source")
+    assert (facts(best.path)["checkpoint"], facts(best.path)["step"]) == (
+        "best-source",
+        load(run.path, checkpoint="best-source").run.step,
+    )
+    assert "images of town" in best.parity.images
+
+
+@pytest.mark.parametrize("head", ["linear", "concat", pytest.param("mask2former", marks=pytest.mark.slow)])
+def test_a_program_of_torch_takes_any_number_of_windows(head, run_of, tmp_path):
+    made = recyclelora.export(run_of("recyclelora", head).path, tmp_path / "out", "torch", window=64)
+    assert names(made.path) == made.files == ["export.json", "model.pt2"]
+    program = torch.export.load(made.path / "model.pt2").module()
+    model = load(run_of("recyclelora", head).path, device="cpu").segmenter
+    for count in (1, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(program(images(count, 64)), model(images(count, 64)), atol=1e-5, rtol=1e-5)
+
+
+# The check
+
+
+def test_an_export_is_checked_on_images_of_the_source(run_of, tmp_path):
+    parity = recyclelora.export(run_of().path, tmp_path / "out", "lora").parity
+    assert facts(tmp_path / "out")["check"]["images"] == parity.images == "4 images of town"
+    assert 0 < parity.difference < 1e-5
+    assert parity.agreement == 1
+    assert parity.pixels == 4 * (32 + 21) ** 2  # window and stride
+
+
+def test_an_export_is_checked_on_given_images(run_of, picture, tmp_path):
+    parity = recyclelora.export(run_of().path, tmp_path / "out", images=[picture], window=48, stride=16).parity
+    assert (parity.images, parity.pixels) == ("00.jpg", (48 + 16) ** 2)
+    settings = facts(tmp_path / "out")
+    assert (settings["window"], settings["stride"]) == (48, 16)
+    assert recyclelora.load(tmp_path / "out").plan().stride == 16
+
+
+@pytest.mark.parametrize("wrong", [2e-3, float("nan"), "labels"])
+def test_an_export_that_is_not_the_model_is_refused(wrong, run_of, tmp_path, monkeypatch):
+    def write(trained, folder):
+        own = trained.scores()
+        (folder / "half").write_text("written")
+        return lambda image: own(image)[[1, 0, 2]] if wrong == "labels" else own(image) + np.float32(wrong)
+
+    monkeypatch.setitem(verb.WRITERS, "torch", write)
+    refused(lambda: recyclelora.export(run_of().path, tmp_path / "out", "torch"), "is not the model", "4 images of")
+    assert names(tmp_path) == []
+
+
+def test_a_small_difference_of_logits_is_accepted(run_of, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        verb.WRITERS, "torch", lambda trained, folder: lambda image: trained.scores()(image) + np.float32(5e-4)
+    )
+    parity = recyclelora.export(run_of().path, tmp_path / "out", "torch").parity
+    assert parity.difference == pytest.approx(5e-4, rel=1e-2)
+    assert parity.agreement == 1
+
+
+# Where it is written
+
+
+def test_nothing_is_overwritten_unless_asked(run_of, tmp_path):
+    out = tmp_path / "out"
+    recyclelora.export(run_of().path, out, "peft")
+    (out / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    refused(lambda: recyclelora.export(run_of().path, out), out, "--overwrite", "--to")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    recyclelora.export(run_of().path, out, overwrite=True)
+    assert names(out) == sorted([*RUN_FILES, "notes.txt"])
+    recyclelora.load(out)
+    recyclelora.export(run_of().path, out, "lora", overwrite=True)
+    assert names(out) == sorted([*ADAPTER_FILES, "notes.txt"])
+
+
+@pytest.mark.parametrize("format", ["merged", "lora"])
+def test_the_run_itself_is_never_replaced(format, run_of):
+    run = run_of()
+    refused(lambda: recyclelora.export(run.path, run.path / "." / "", format, overwrite=True), "the run itself")
+    assert load(run.path).run.recipe.method == "recyclelora"
+
+
+def test_an_unknown_format_is_named(run_of, tmp_path):
+    refused(lambda: recyclelora.export(run_of().path, tmp_path / "out", "onx"), "onx", "did you mean 'onnx'")
+
+
+def test_an_export_is_no_run(run_of, tmp_path):
+    recyclelora.export(run_of().path, tmp_path / "out", "lora")
+    refused(lambda: recyclelora.load(tmp_path / "out"), tmp_path / "out", "--format merged")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_before_anything_is_computed(name, run_of, tmp_path, monkeypatch):
+    from recyclelora.exporting import onnx_model
+
+    monkeypatch.setattr(onnx_model, "find_spec", lambda asked: None if asked == name else object())
+    refused(lambda: recyclelora.export(run_of().path, tmp_path / "out", "onnx"), name, "recyclelora[export]")
+    assert names(tmp_path) == []
+
+
+def test_the_verb_prints_what_was_written_and_checked(run_of, tmp_path, monkeypatch, capsys):
+    from recyclelora.cli import app
+
+    app(["export", str(run_of().path), "--to", str(tmp_path / "out")], standalone_mode=False)
+    written, checked = capsys.readouterr().out.splitlines()
+    assert written == f"written: {', '.join(RUN_FILES)} in {tmp_path / 'out'}"
+    assert checked.startswith("checked on 4 images of town: largest difference 0.0e+00 of logits up to")
+    assert "100.00 % of 11,236 pixels have the same class" in checked
+
+
+def test_an_evaluation_of_the_export_gives_the_scores_of_the_run(run_of, tmp_path):
+    target = f"folder={write_folder(tmp_path / 'town', classes=NAMES)}"
+    merged = recyclelora.export(run_of().path, tmp_path / "out").path
+    scores = [recyclelora.evaluate(folder, target).mean_miou for folder in (run_of().path, merged)]
+    assert scores[0] == scores[1]

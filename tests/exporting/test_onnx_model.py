@@ -1,0 +1,127 @@
+"""The script beside an ONNX model takes the windows of the plan, and runs where there is no torch."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import recyclelora
+from miniatures import TINY, write_folder
+from recyclelora.exporting import sliding
+from recyclelora.models.plan import Plan
+from recyclelora.models.sliding import summed_scores
+from recyclelora.runs.predictor import load
+from tiny_methods import images, made_run, tiny_recipe
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("numpy", "pillow", "onnxruntime")
+
+
+def picture(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def forward(windows):
+    """Two logits per pixel, which depend on its colour and on its place in the window."""
+    place = np.arange(windows[0][0].size, dtype=np.float32).reshape(windows[0][0].shape)
+    first = windows.astype(np.float32).mean(1) + place / 7
+    return np.stack([first, windows[:, 0] - place / 3], 1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 71), (80, 64), (100, 33)])
+@pytest.mark.parametrize(("window", "stride", "batch_size"), [(32, 21, 4), (32, 32, 1), (32, 7, 3)])
+def test_windows_and_their_average_are_those_of_the_model(size, window, stride, batch_size):
+    image = picture(size)
+    plan = Plan("full", window, stride, batch_size=batch_size)
+    expected = summed_scores(lambda windows: torch.from_numpy(forward(windows.numpy())), image, plan, 16, "cpu")
+    found = sliding.scores(forward, image, window, stride, batch_size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(20, 50), (50, 20), (7, 9)])
+def test_a_small_image_is_extended_to_a_window(size):
+    image = picture(size)
+    height, width = (max(32, side) for side in size)
+    extended = image[np.minimum(np.arange(height), size[0] - 1)][:, np.minimum(np.arange(width), size[1] - 1)]
+    expected = sliding.scores(forward, extended, 32, 21)[:, : size[0], : size[1]]
+    assert np.array_equal(sliding.scores(forward, image, 32, 21), expected)
+
+
+def test_images_are_read_upright_as_rgb(tmp_path):
+    grey = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    grey.save(tmp_path / "a.png", exif=exif)
+    found = sliding.read_image(tmp_path / "a.png")
+    assert np.array_equal(found[..., 0], np.rot90(np.asarray(grey), -1))
+    assert found.shape == (4, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("source") / "town", size=(90, 120))
+
+
+def exported(head, method, source, folder):
+    recipe = tiny_recipe(method, head, backbone={**TINY, "weights": "random"}, sources=[f"folder={source}"])
+    run, _ = made_run(folder / "run", recipe)
+    made = recyclelora.export(run.path, folder / "out", "onnx", window=64)
+    return load(run.path, device="cpu").with_evaluation(window=64), made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "method"),
+    [("linear", "recyclelora"), ("concat", "lora"), ("mask2former", "recyclelora"), ("mask2former", "rein")],
+)
+def test_every_head_is_exported_for_any_number_of_windows(head, method, source, tmp_path, capfd):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, made = exported(head, method, source, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert made.files == ["export.json", "model.onnx", "sliding.py"]
+    assert made.parity.difference < 1e-5
+    assert made.parity.agreement == 1
+    stored = onnx.load(made.path / "model.onnx")
+    assert {each.domain: each.version for each in stored.opset_import}[""] == 20
+    session = runtime.InferenceSession(made.path / "model.onnx")
+    (given,), (given_back,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", [3, 64, 64])
+    assert (given_back.name, given_back.type) == ("logits", "tensor(float)")
+    for count in (1, 5):
+        found = session.run(None, {"images": images(count, 64, seed=count).numpy()})[0]
+        with torch.no_grad():
+            expected = model.segmenter(images(count, 64, seed=count)).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_script_runs_without_torch_and_finds_what_the_model_finds(source, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, made = exported("mask2former", "recyclelora", source, tmp_path)
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *PACKAGES]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
+    there = [python, "-c", "import importlib.util as u; print([n for n in ('torch', 'timm', 'cv2') if u.find_spec(n)])"]
+    assert subprocess.check_output(there, text=True).strip() == "[]"
+    for number, size in enumerate([(64, 64), (101, 150), (64, 200)]):
+        image = picture(size, seed=number)
+        Image.fromarray(image).save(tmp_path / "image.png")
+        script = [python, made.path / "sliding.py", tmp_path / "image.png", tmp_path / "labels.png"]
+        subprocess.run(script, check=True, cwd=tmp_path / "env")
+        labels = np.asarray(Image.open(tmp_path / "labels.png"))
+        expected = model.predict(image)
+        assert labels.shape == expected.shape
+        assert (labels == expected).mean() > 0.999
+        assert len(np.unique(expected)) > 1
