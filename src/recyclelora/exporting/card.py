@@ -80,22 +80,24 @@ def card(trained: Trained, facts: Mapping[str, Any], name: str) -> str:
 
 
 def _scores(run: Run) -> list[str]:
-    """A table per results file in the run's folder that holds scores of these weights."""
-    lines: list[str] = []
+    """A table for each evaluation of these weights whose results file lies in the run's folder."""
+    tables: list[list[str]] = []
     for file in sorted(run.path.glob("*.json")):
-        with suppress(UserError, OSError, KeyError, TypeError, AttributeError):
-            result = read_json(file)
-            if not result["complete"] or result["trained_sha256"] != run.trained_sha256:
-                continue
-            scores = [Scores.from_json(each) for each in result["targets"]]
-            rows = [
-                f"| {score.label} | {score.split} | {100 * score.miou:.1f} |"
-                for score in scores
-                if score.miou is not None
-            ]
-            lines += ["" * bool(lines), f"mIoU in percent; protocol {result['protocol']['name']}.", ""]
-            lines += ["| data | split | mIoU |", "|---|---|---|", *rows]
-    return lines or ["The run's folder holds no finished evaluation of this model."]
+        with suppress(UserError, OSError, KeyError, TypeError, AttributeError):  # another file, or a damaged one
+            content = read_json(file)
+            for result in (content, content.get("beside", {})):
+                if result.get("complete") and result["trained_sha256"] == run.trained_sha256:
+                    tables.append(_table(result))
+    if not tables:
+        return ["The run's folder holds no finished evaluation of this model."]
+    return [line for number, table in enumerate(tables) for line in ([""] * bool(number) + table)]
+
+
+def _table(result: Mapping[str, Any]) -> list[str]:
+    scores = [Scores.from_json(each) for each in result["targets"]]
+    rows = [f"| {each.label} | {each.split} | {100 * each.miou:.1f} |" for each in scores if each.miou is not None]
+    title = f"mIoU in percent; protocol {result['protocol']['name']}."
+    return [title, "", "| data | split | mIoU |", "|---|---|---|", *rows]
 
 
 def _loading(facts: Mapping[str, Any], name: str) -> str:

@@ -74,7 +74,7 @@ def export(
             export differs from the model by more than 1e-3 in a logit or in the class of more than 0.1 % of the pixels,
             or as `recyclelora.load`. Nothing is left behind then.
     """
-    to = Path(to)
+    to = Path(to) if Path(to).name not in ("", "..") else Path(to).resolve()  # it gets a lock and a folder beside it
     if format not in WRITERS:
         raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
     if to.resolve() == Path(run).resolve():
@@ -100,7 +100,7 @@ def export(
             write_json(folder / EXPORT, facts)
             names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             _remove_earlier(to)
-    return Export(to, format, names, parity, push(to, to_hub) if to_hub else None)
+    return Export(to, format, names, parity, push(to, to_hub, names) if to_hub else None)
 
 
 def _facts(trained: Trained, format: Format, parity: Parity) -> dict[str, Any]:

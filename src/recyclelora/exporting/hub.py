@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -27,8 +28,8 @@ def check_name(name: str) -> None:
         raise UserError(f"--to-hub {name}: expected OWNER/NAME, as in --to-hub me/streets")
 
 
-def push(folder: Path, name: str) -> str:
-    """Send the files of a folder to a repository of the hub, which is made if it is missing.
+def push(folder: Path, name: str, files: Sequence[str]) -> str:
+    """Send these files of a folder to a repository of the hub, which is made if it is missing.
 
     Returns one line: where it is now, or why it was only written and how to send it later.
     """
@@ -39,7 +40,7 @@ def push(folder: Path, name: str) -> str:
             raise ConnectionError(f"{constants.ENDPOINT} does not answer")
         hub = HfApi()
         hub.create_repo(name, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[".*"])
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files))
     except Exception as error:  # the hub's client and its HTTP library each raise their own kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return f"not sent to the hub ({reason}); send it with: hf upload {name} {folder}"
