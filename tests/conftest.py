@@ -20,6 +20,7 @@ DATA = (
 )  # fmt: skip
 MODELS = ("backbone", "heads", "segmenter", "sliding", "plan")
 CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "runs.overlay", "streets.scene"]
+CHECKED += ["exporting.check", "exporting.trained"]
 CHECKED += [f"data.{name}" for name in DATA] + [f"models.{name}" for name in MODELS]
 install_import_hook([f"recyclelora.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -18,27 +18,31 @@ from recyclelora.data.finding import find_images
 from recyclelora.data.opening import open_domain
 from recyclelora.errors import UserError
 from recyclelora.evaluation.targets import open_targets
-from recyclelora.exporting.trained import Scores
+from recyclelora.exporting.trained import Probabilities, Scores
 from recyclelora.models.plan import Plan
 from recyclelora.recipe import Recipe
 
 MOST_DIFFERENCE, LEAST_AGREEMENT = 1e-3, 0.999
 COUNT = 4
 """How many images an export is checked on."""
-Image = UInt8[np.ndarray, "h w 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far an export is from the model.
 
-    images: what it was checked on, in words. pixels: how many that were. difference: the largest of a logit.
-    largest: the largest logit, to compare with. agreement: the share of pixels with the same class.
+    Logits grow in training, and their rounding errors with them; so probabilities say whether an export is sound.
+
+    images: what it was checked on, in words. pixels: how many that were. difference: the largest of a probability.
+    logits: the largest of a logit. largest: the largest logit, to compare with. agreement: the share of pixels with the
+    same class.
     """
 
     images: str
     pixels: int
     difference: float
+    logits: float
     largest: float
     agreement: float
 
@@ -49,8 +53,8 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f"on {self.images}: largest difference {self.difference:.1e} of logits up to {self.largest:.3g}, "
-            f"{100 * self.agreement:.2f} % of {self.pixels:,} pixels have the same class"
+            f"on {self.images}: largest difference {self.difference:.1e} of probabilities, {self.logits:.1e} of logits "
+            f"up to {self.largest:.3g}; {100 * self.agreement:.2f} % of {self.pixels:,} pixels have the same class"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -58,23 +62,25 @@ class Parity:
         return asdict(self)
 
 
-def compared(model: Scores, exported: Scores, images: Sequence[Image], described: str) -> Parity:
-    """Compare the logits of a model and of its export.
+def compared(
+    model: Scores, exported: Scores, probabilities: Probabilities, images: Sequence[Image], described: str
+) -> Parity:
+    """Compare a model and its export; `described` says what the images are.
 
     Raises:
         UserError: the export gives logits of another shape.
     """
-    difference, largest, same, pixels = 0.0, 0.0, 0, 0
+    differences, largest, same, pixels = np.zeros(2), 0.0, 0, 0
     for image in images:
         expected, found = model(image), exported(image)
         if found.shape != expected.shape:
             raise UserError(f"the export gives logits of shape {found.shape}, expected {expected.shape}")
-        # NaN is not below any limit, so that it is refused
-        difference = float(np.maximum(difference, np.abs(found - expected).max()))
+        pairs = (probabilities(found), probabilities(expected)), (found, expected)
+        differences = np.maximum(differences, [np.abs(one - other).max() for one, other in pairs])  # NaN stays NaN
         largest = max(largest, float(np.abs(expected).max()))
         same += int((found.argmax(0) == expected.argmax(0)).sum())
         pixels += expected[0].size
-    return Parity(described, pixels, difference, largest, same / pixels)
+    return Parity(described, pixels, float(differences[0]), float(differences[1]), largest, same / pixels)
 
 
 def images_for(recipe: Recipe, plan: Plan, given: Sequence[str | Path]) -> tuple[list[Image], str]:

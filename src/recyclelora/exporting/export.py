@@ -71,8 +71,8 @@ def export(
 
     Raises:
         UserError: the folder holds something, the method has nothing to write in this format, a package is missing, the
-            export differs from the model by more than 1e-3 in a logit or in the class of more than 0.1 % of the pixels,
-            or as `recyclelora.load`. Nothing is left behind then.
+            export differs from the model (by more than 1e-3 in a probability, or in the class of more than 0.1 % of the
+            pixels), or as `recyclelora.load`. Nothing is left behind then.
     """
     to = Path(to) if Path(to).name not in ("", "..") else Path(to).resolve()  # it gets a lock and a folder beside it
     if format not in WRITERS:
@@ -89,10 +89,12 @@ def export(
         trained = Trained(model, files, weights)
         chosen, described = images_for(opened.recipe, trained.plan, images)
         with staged(to) as folder:
-            parity = compared(trained.scores(), WRITERS[format](trained, folder), chosen, described)
+            exported = WRITERS[format](trained, folder)
+            parity = compared(trained.scores(), exported, trained.probabilities, chosen, described)
             if not parity.sound:
                 raise UserError(
-                    f"{to}: the export is not the model, {parity}; expected at most 1e-3 and at least 99.9 %"
+                    f"{to}: the export is not the model, {parity}; expected at most 1e-3 of "
+                    "probabilities, and at least 99.9 %; choose another --format"
                 )
             facts = _facts(trained, format, parity) | adapters.facts(folder)
             if to_hub is not None:

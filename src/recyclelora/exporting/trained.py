@@ -8,7 +8,9 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy.special import softmax
 
+from recyclelora.models.heads.head import PixelHead
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import Forward, summed_scores
 from recyclelora.runs.predictor import Predictor
@@ -16,6 +18,8 @@ from recyclelora.runs.run import Run
 
 Scores = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "classes h w"]]
 """The logits of an RGB image that is at least one window high and wide, averaged where windows overlap."""
+Probabilities = Callable[[Float[np.ndarray, "classes h w"]], Float[np.ndarray, "classes h w"]]
+"""The probabilities of logits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Trained:
     def patch(self) -> int:
         """The patch size in pixels."""
         return self.model.segmenter.backbone.patch_size
+
+    def probabilities(self, logits: Float[np.ndarray, "classes h w"]) -> Float[np.ndarray, "classes h w"]:
+        """Softmax for heads of one logit per pixel and class; those of a mask head are sums of probabilities."""
+        if isinstance(self.model.segmenter.head, PixelHead):
+            return softmax(logits, axis=0)  # type: ignore[no-any-return]
+        return logits
 
     def scores(self, forward: Forward | None = None) -> Scores:
         """The logits of an image, by the model or by another function of windows."""
