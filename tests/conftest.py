@@ -18,7 +18,7 @@ DATA = (
     "check", "class_counts", "colours", "dataset", "decoding", "domain", "files", "jpeg", "label_maps", "labels",
     "layouts", "opening", "table", "transforms",
 )  # fmt: skip
-MODELS = ("backbone", "heads", "segmenter", "sliding", "plan")
+MODELS = ("backbone", "heads", "segmenter", "sliding", "plan", "logits", "windows")
 CHECKED = ["adapter.rrqr", "evaluation", "published", "pages", "runs.overlay", "streets.scene"]
 CHECKED += ["exporting.check", "exporting.trained"]
 CHECKED += [f"data.{name}" for name in DATA] + [f"models.{name}" for name in MODELS]

@@ -19,7 +19,7 @@ import recyclelora
 from recyclelora.errors import MissingExtraError, UserError, explained, printable
 from recyclelora.files import check_place
 from recyclelora.methods import METHODS
-from recyclelora.models.plan import PROTOCOLS
+from recyclelora.models.plan import PROTOCOLS, Blend
 from recyclelora.pages.terminal import ToStandardError, heard, prepare_terminal
 from recyclelora.published import KINDS
 from recyclelora.stopping import Stopped, is_first_process, stopping_at_once
@@ -201,6 +201,9 @@ def evaluate(
     scales: Annotated[
         str | None, typer.Option(help="Average the logits of rescaled images, as in `0.75,1,1.25`.")
     ] = None,
+    blend: Annotated[
+        Blend | None, typer.Option(help="How windows that overlap are averaged; the recipe's, or `uniform`.")
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 3,
     weights: Weights = None,
     checkpoint: Annotated[
@@ -221,6 +224,7 @@ def evaluate(
         run, target or (), out, split=split, limit=limit, pictures=pictures, weights=weights, overwrite=overwrite,
         checkpoint=checkpoint, devices=devices,
         protocol=protocol, window=window, stride=stride, batch_size=batch_size, flip=flip, scales=_numbers(scales),
+        blend=blend,
     )  # fmt: skip
     print_scores({each.model.name: each.scores for each in found.all}, found.protocol)
     say(f"written: {out} and {out.with_suffix('.html')}")

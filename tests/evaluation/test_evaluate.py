@@ -200,9 +200,9 @@ def command(tmp_path):
 
 def test_file_page_and_terminal_name_the_protocol(tmp_path, command, town, capsys):
     path = make_run(tmp_path / "run", sources=[f"folder={town}"])
-    settings = {"window": 16, "stride": 8, "batch_size": 2, "flip": True, "scales": "0.5,1"}
+    settings = {"window": 16, "stride": 8, "batch_size": 2, "flip": True, "scales": "0.5,1", "blend": "hann"}
     assert command(path, target=[f"a:folder={town}"], **settings) is None
-    name = "full, flip, scales 0.5 1"
+    name = "full, flip, scales 0.5 1, blend hann"
     result = json.loads((tmp_path / "scores.json").read_text())
     assert result["protocol"]["name"] == name
     assert result["protocol"]["scales"] == [0.5, 1]

@@ -68,6 +68,8 @@ def test_an_image_fits_its_box_and_touches_it(box, own):
         ("full", "", {"stride": 5}, "full", (96, 5)),
         ("full", "", {"flip": True}, "full, flip", (96, 64)),
         ("full", "", {"scales": [1.0]}, "full", (96, 64)),
+        ("full", "", {"blend": "uniform"}, "full", (96, 64)),
+        ("full", "", {"flip": True, "blend": "hann"}, "full, flip, blend hann", (96, 64)),
         (
             "rein-1024",
             "",

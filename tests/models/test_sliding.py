@@ -9,11 +9,22 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal.windows import hann
+from scipy.special import softmax
+from scipy.stats import entropy
 from torch.profiler import ProfilerActivity, profile
 
 from labelled_files import picture, refused
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import _bands, classify, passes, summed_scores, window_starts
+from recyclelora.models.sliding import (
+    _bands,
+    class_probabilities,
+    classify,
+    classify_with_doubt,
+    passes,
+    summed_scores,
+)
+from recyclelora.models.windows import window_starts
 from references import bilinear
 
 CLASSES = 5
@@ -53,8 +64,9 @@ def fitting(side, window, patch):
 
 
 def by_loops(image, plan, patch):
-    """The logits of one view: at every pixel, the mean over the windows that see it."""
+    """The logits of one view: at every pixel, the mean over the windows that see it, weighted if they are blended."""
     h, w = image.shape[:2]
+    weigh = {"uniform": np.ones, "hann": between_zeros}[plan.blend]
     height, width = (fitting(side, plan.window, patch) for side in (h, w))
     padded = np.pad(image, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="edge")
     tops = sorted({min(top, padded.shape[0] - height) for top in range(0, padded.shape[0], plan.stride)})
@@ -62,17 +74,22 @@ def by_loops(image, plan, patch):
     parts = {
         place: ByPlace.of(padded[place[0] :, place[1] :][:height, :width]) for place in itertools.product(tops, lefts)
     }
+    rows, columns = weigh(height), weigh(width)
     scores = np.zeros((CLASSES, h, w))
     for y, x in np.ndindex(h, w):
-        scores[:, y, x] = np.mean(
-            [
-                part[:, y - top, x - left]
-                for (top, left), part in parts.items()
-                if top <= y < top + height and left <= x < left + width
-            ],
-            axis=0,
-        )
+        seen = [
+            (part[:, y - top, x - left], rows[y - top] * columns[x - left])
+            for (top, left), part in parts.items()
+            if top <= y < top + height and left <= x < left + width
+        ]
+        values, weights = zip(*seen, strict=True)
+        scores[:, y, x] = np.average(values, axis=0, weights=weights)
     return scores
+
+
+def between_zeros(length):
+    """Every second value of a Hann window of scipy that is 0 at its first and last."""
+    return hann(2 * length + 1)[1::2]
 
 
 def expected_scores(image, plan, patch):
@@ -200,18 +217,21 @@ def test_a_model_of_single_pixels_predicts_the_same_through_every_window(case):
     np.testing.assert_array_equal(image, given_image)
 
 
-@given(cases())
-@settings(max_examples=40, deadline=None)
-def test_overlapping_logits_are_averaged(case):
-    patch, plan, image = made(case)
-    scores = summed_scores(ByPlace(), image, plan, patch, "cpu")
-    np.testing.assert_allclose(scores, by_loops(image, plan, patch), atol=1e-5)
+BLENDS = st.sampled_from(["uniform", "hann"])
 
 
-@given(cases(), views())
+@given(cases(), BLENDS)
 @settings(max_examples=60, deadline=None)
-def test_scales_and_mirror_images_are_summed_at_the_size_of_the_plan(case, more):
-    patch, plan, image = made(case, **more)
+def test_overlapping_logits_are_averaged(case, blend):
+    patch, plan, image = made(case, blend=blend)
+    scores = summed_scores(ByPlace(), image, plan, patch, "cpu")
+    np.testing.assert_allclose(scores, by_loops(image, plan, patch), rtol=1e-6, atol=1e-6)
+
+
+@given(cases(), views(), BLENDS)
+@settings(max_examples=60, deadline=None)
+def test_scales_and_mirror_images_are_summed_at_the_size_of_the_plan(case, more, blend):
+    patch, plan, image = made(case, **more, blend=blend)
     scores = summed_scores(ByPlace(), image, plan, patch, "cpu")
     assert tuple(scores.shape[1:]) == plan.size(image.shape[:2])
     np.testing.assert_allclose(scores, expected_scores(image, plan, patch), atol=1e-4)
@@ -250,9 +270,33 @@ def test_bands_hold_the_logits_of_the_whole_to_the_bit(case, flip):
     assert model.batches == whole.batches
 
 
+@given(cases(largest=40), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_bands_of_blended_windows_hold_the_logits_of_the_whole(case, flip):
+    patch, plan, image = made(case, flip=flip, blend="hann")
+    with torch.inference_mode():
+        bands = [band.clone() for band in _bands(ByPlace(), image, plan, patch, "cpu")]
+    assert torch.equal(torch.cat(bands, 1), summed_scores(ByPlace(), image, plan, patch, "cpu"))
+
+
+@pytest.mark.parametrize(("blend", "highest"), [("uniform", 0.5), ("hann", 0.2)])
+def test_blended_windows_leave_no_jump_at_their_borders(blend, highest):
+    """Two windows that disagree by 1: the average goes from one to the other, at once or step by step."""
+
+    def alternating(images):
+        return (images[:, :1, :1, :1] > 0) * torch.ones(len(images), 2, *images.shape[-2:])
+
+    image = np.zeros((16, 24, 3), np.uint8)
+    image[:, 8:] = 1
+    scores = summed_scores(alternating, image, Plan("test", 16, 8, blend=blend), 1, "cpu")[0, 0]
+    assert (scores[0], scores[-1]) == (0, 1)
+    assert scores.diff().abs().max() == pytest.approx(highest, abs=0.02)
+
+
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_row_goes_on_as_soon_as_no_window_reaches_it(flip):
-    image, plan = picture(37, 20), Plan("test", 16, 5, flip=flip)
+@pytest.mark.parametrize("blend", ["uniform", "hann"])
+def test_a_row_goes_on_as_soon_as_no_window_reaches_it(flip, blend):
+    image, plan = picture(37, 20), Plan("test", 16, 5, flip=flip, blend=blend)
     with torch.inference_mode():
         bands = [band.shape[1] for band in _bands(ByPlace(), image, plan, 1, "cpu")]
     assert bands == [5, 5, 5, 5, 1, 16]  # windows start at rows 0, 5, 10, 15, 20 and 21
@@ -267,6 +311,19 @@ def test_images_may_be_read_only_or_views(flip):
     np.testing.assert_array_equal(classify(of_single_pixels, fixed, plan, 1, "cpu"), expected)
     turned = np.ascontiguousarray(image[::-1, :, ::-1])[::-1, :, ::-1]
     np.testing.assert_array_equal(classify(of_single_pixels, turned, plan, 1, "cpu"), expected)
+
+
+@given(cases(), views(), BLENDS)
+@settings(max_examples=30, deadline=None)
+def test_probabilities_and_doubt_are_of_the_mean_logits_at_the_size_of_the_image(case, more, blend):
+    patch, plan, image = made(case, **more, blend=blend)
+    own = bilinear(expected_scores(image, plan, patch), image.shape[:2])
+    expected = softmax(own / (len(plan.scales) * (1 + plan.flip)), axis=0)
+    found = classify_with_doubt(ByPlace(), image, plan, patch, "cpu")
+    np.testing.assert_array_equal(found.classes, classify(ByPlace(), image, plan, patch, "cpu"))
+    np.testing.assert_allclose(found.confidence, expected.max(0), atol=1e-4)
+    np.testing.assert_allclose(found.entropy, entropy(expected, axis=0), atol=1e-4)
+    np.testing.assert_allclose(class_probabilities(ByPlace(), image, plan, patch, "cpu"), expected, atol=1e-4)
 
 
 def test_with_equal_logits_the_first_class_is_taken():
@@ -286,7 +343,8 @@ def test_a_pixel_without_a_finite_score_has_no_class(wrong, number, height, coun
         return scores
 
     image, plan = np.zeros((height, 16, 3), np.uint8), Plan("one", window=16, stride=15)
-    refused(lambda: classify(forward, image, plan, 16, "cpu"), f"the scores of {count} pixels are NaN or infinite")
+    for action in (classify, classify_with_doubt):
+        refused(lambda: action(forward, image, plan, 16, "cpu"), f"the scores of {count} pixels are NaN or infinite")  # noqa: B023
 
 
 def test_a_scaled_image_is_interpolated_between_the_centres_of_pixels():
@@ -355,8 +413,8 @@ def test_of_a_rescaled_image_memory_holds_the_logits_and_one_batch(image, box, f
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_memory_holds_the_logits_of_one_row_of_windows_of_each_view(flip, batch_size):
+@pytest.mark.parametrize(("batch_size", "blend"), [(1, "uniform"), (3, "uniform"), (1, "hann")])
+def test_memory_holds_the_logits_of_one_row_of_windows_of_each_view(flip, batch_size, blend):
     classes, window, width = 150, 32, 96
 
     def model(images):
@@ -365,7 +423,7 @@ def test_memory_holds_the_logits_of_one_row_of_windows_of_each_view(flip, batch_
     def of(height):
         return peak(lambda: classify(model, picture(height, width), plan, 16, "cpu"))
 
-    plan = Plan("test", window, 21, None, batch_size, flip)
+    plan = Plan("test", window, 21, None, batch_size, flip, blend=blend)
     row, batch = 4 * classes * window * width, 4 * classes * window**2 * batch_size
     # In addition: a mirrored window, and counts and single classes of one row of windows.
     bound = (1 + flip) * (row + batch) + 4 * classes * window**2 * flip + 8 * 4 * window * width

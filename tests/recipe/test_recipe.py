@@ -210,7 +210,10 @@ def test_single_keys_are_set_over_the_file(write, key, text, read):
         ("stepps: 3", ["unknown key 'stepps'", "'steps'"]),
         ("optim: {lrr: 1}", ["unknown key 'optim.lrr'", "did you mean 'lr'?"]),
         ("augment: {flipp: 1}", ["unknown key 'augment.flipp'", "'flip'"]),
-        ("evaluation: {qqqq: 1}", ["unknown key 'evaluation.qqqq'", "known: batch_size, flip, protocol, scales"]),
+        (
+            "evaluation: {qqqq: 1}",
+            ["unknown key 'evaluation.qqqq'", "known: batch_size, blend, flip, protocol, scales"],
+        ),
         ("steps: many", ["steps: ", "integer", "'many'"]),
         ("steps: 4.5", ["steps: ", "integer", "4.5"]),
         ("optim: {lr: fast}", ["optim.lr: ", "number", "'fast'"]),

@@ -55,7 +55,7 @@ def evaluate(
         devices: this many GPUs, or processes on a CPU, share the images; the scores are the same. The processes run the
             program from its start, as those of a training do. If torchrun or srun has started them, it stays 1.
         evaluation: settings in place of the recipe's, as in `protocol="soma-2048"`, `window`, `stride`, `batch_size`,
-            `flip`, `scales`; those that are None stay as they are.
+            `flip`, `scales`, `blend`; those that are None stay as they are.
 
     Raises:
         UserError: before anything is scored, for files that exist or are being written by another process, data that

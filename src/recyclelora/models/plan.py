@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from recyclelora.errors import UserError, did_you_mean
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+Blend = Literal["uniform", "hann"]
+"""How logits are averaged where windows overlap: all alike, or each by a Hann window, so that borders leave no seam."""
 
 
 class Window(NamedTuple):
@@ -69,6 +72,12 @@ class Plan:
     batch_size: int = 1
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    blend: Blend = "uniform"
+
+    @property
+    def views(self) -> int:
+        """How many times the model sees an image: at each scale, as it is and mirrored."""
+        return len(self.scales) * (1 + self.flip)
 
     def size(self, own: Size) -> Size:
         """The size at which an image of size `own` is scored: the largest inside the box, turned as the image.
@@ -93,6 +102,7 @@ def make_plan(
     batch_size: int = 1,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
+    blend: Blend = "uniform",
 ) -> Plan:
     """Make the plan of a data set from a protocol.
 
@@ -103,6 +113,7 @@ def make_plan(
         patch: patch size of the backbone in pixels; the window has to be a multiple of it.
         window, stride: replace the protocol's; if only `window` is given, the stride is two thirds of it.
         flip, scales: average the logits of the mirrored and the rescaled image.
+        blend: how the logits of windows that overlap are averaged.
 
     Raises:
         UserError: an unknown protocol, a stride that leaves gaps, or a window that is not a multiple of the patch.
@@ -120,6 +131,7 @@ def make_plan(
         f"stride {stride}": own is not None and stride not in (None, usual),
         "flip": flip,
         f"scales {' '.join(f'{scale:g}' for scale in scales)}": tuple(scales) != (1.0,),
+        f"blend {blend}": blend != "uniform",
     }
     name = ", ".join([protocol, *(change for change, made in changes.items() if made)])
     if side < patch or side % patch:
@@ -127,7 +139,7 @@ def make_plan(
             f"protocol {name}: window {side} is not a multiple of the backbone's patch {patch}; set the window to "
             f"{multiples_near(side, patch)} (--window, or evaluation.window in the recipe), or choose another protocol"
         )
-    return Plan(name, side, stride or usual, rules.sizes.get(dataset), batch_size, flip, tuple(scales))
+    return Plan(name, side, stride or usual, rules.sizes.get(dataset), batch_size, flip, tuple(scales), blend)
 
 
 def multiples_near(side: int, patch: int) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from recyclelora.models.backbone import Backbone
 from recyclelora.models.heads.head import Head
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import classify
+from recyclelora.models.sliding import Classified, class_probabilities, classify, classify_with_doubt
 
 
 class Segmenter(nn.Module):
@@ -65,3 +65,13 @@ class Segmenter(nn.Module):
     def predict(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> UInt8[np.ndarray, "h w"]:
         """Train ids of one image of any size, at its own size; see `recyclelora.models.sliding`."""
         return classify(self, image, plan, self.backbone.patch_size, self.mean.device)
+
+    def predict_with_doubt(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> Classified:
+        """Train ids as `predict`, with confidence and entropy; see `recyclelora.models.logits`."""
+        patch, device = self.backbone.patch_size, self.mean.device
+        return classify_with_doubt(self, image, plan, patch, device, self.head.SOFTMAX)
+
+    def probabilities(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> Float32[np.ndarray, "classes h w"]:
+        """The probabilities of the classes of one image of any size, at its own size."""
+        patch, device = self.backbone.patch_size, self.mean.device
+        return class_probabilities(self, image, plan, patch, device, self.head.SOFTMAX)

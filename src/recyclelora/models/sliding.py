@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from recyclelora.errors import UserError
+from recyclelora.models.logits import doubt, highest, probabilities, rescaled
 from recyclelora.models.plan import Plan, Size
+from recyclelora.models.windows import View, fitting, views, window_starts
 
 Forward = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b classes h w"]]
 
@@ -48,18 +49,94 @@ def classify(
     Raises:
         UserError: logits are NaN or infinite.
     """
+    parts = [_class_of(*part) for part in _final(forward, image, plan, patch, device)]
+    _check_finite([finite for _, finite in parts], image)
+    return torch.cat([classes for classes, _ in parts]).cpu().numpy()
+
+
+class Classified(NamedTuple):
+    """The class of each pixel, its probability (`confidence`), and the entropy of all probabilities in nats."""
+
+    classes: UInt8[np.ndarray, "h w"]
+    confidence: Float32[np.ndarray, "h w"]
+    entropy: Float32[np.ndarray, "h w"]
+
+
+@torch.inference_mode()
+def classify_with_doubt(
+    forward: Forward,
+    image: UInt8[np.ndarray, "h w 3"],
+    plan: Plan,
+    patch: int,
+    device: torch.device | str,
+    softmax: bool = True,
+) -> Classified:
+    """As `classify`, with how sure the model is, in the same pass; `softmax` as in `recyclelora.models.logits`.
+
+    It takes 8 bytes a pixel more.
+    """
+    parts = [
+        _doubted(logits, size, plan.views, softmax) for logits, size in _final(forward, image, plan, patch, device)
+    ]
+    classes, finite, confidence, entropy = zip(*parts, strict=True)
+    _check_finite(finite, image)
+    return Classified(*(torch.cat(each).cpu().numpy() for each in (classes, confidence, entropy)))
+
+
+@torch.inference_mode()
+def class_probabilities(
+    forward: Forward,
+    image: UInt8[np.ndarray, "h w 3"],
+    plan: Plan,
+    patch: int,
+    device: torch.device | str,
+    softmax: bool = True,
+) -> Float32[np.ndarray, "classes h w"]:
+    """The probabilities of the classes of each pixel, which take 4 bytes for each class and pixel."""
+    found: np.ndarray | None = None
+    first = 0
+    for logits, size in _final(forward, image, plan, patch, device):
+        part = probabilities(logits, size, plan.views, softmax)
+        if found is None:
+            found = np.empty((len(part), *image.shape[:2]), np.float32)
+        found[:, first : first + size[0]] = part.cpu().numpy()
+        first += size[0]
+    assert found is not None
+    return found
+
+
+def _final(
+    forward: Forward, image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str
+) -> Iterator[tuple[Float[Tensor, "classes _ _"], Size]]:
+    """Summed logits from top to bottom, each part with the size (h, w) of the pixels that it is for."""
     own = image.shape[0], image.shape[1]
     if plan.size(own) == own and tuple(plan.scales) == (1.0,):
-        parts = [_highest(band, (band.shape[1], own[1])) for band in _bands(forward, image, plan, patch, device)]
+        for band in _bands(forward, image, plan, patch, device):
+            yield band, (band.shape[1], own[1])
     else:
-        parts = [_highest(summed_scores(forward, image, plan, patch, device), own)]
-    classes = torch.cat([found for found, _ in parts])
-    if wrong := classes.numel() - int(torch.stack([finite for _, finite in parts]).sum()):
+        yield summed_scores(forward, image, plan, patch, device), own
+
+
+def _class_of(logits: Float[Tensor, "classes _ _"], size: Size) -> tuple[UInt8[Tensor, "h w"], Int64[Tensor, ""]]:
+    """The class of each pixel, and at how many pixels its logit is neither NaN nor infinite."""
+    classes, best = highest(logits, size)
+    return classes, best.isfinite().sum()
+
+
+def _doubted(
+    logits: Float[Tensor, "classes _ _"], size: Size, views: int, softmax: bool
+) -> tuple[UInt8[Tensor, "h w"], Int64[Tensor, ""], Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    classes, best = highest(logits, size)
+    return classes, best.isfinite().sum(), *doubt(logits, size, best, views, softmax)
+
+
+def _check_finite(finite: Sequence[Int64[Tensor, ""]], image: UInt8[np.ndarray, "h w 3"]) -> None:
+    pixels = image.shape[0] * image.shape[1]
+    if wrong := pixels - int(torch.stack(list(finite)).sum()):
         raise UserError(
-            f"the scores of {wrong} of {classes.numel()} pixels are NaN or infinite, so they have no class; the "
+            f"the scores of {wrong} of {pixels} pixels are NaN or infinite, so they have no class; the "
             "model's weights are damaged or too large: train again with a lower optim.lr"
         )
-    return classes.cpu().numpy()
 
 
 @torch.inference_mode()
@@ -75,7 +152,7 @@ def summed_scores(
     for scale in plan.scales:
         scaled = max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
         scores = total if scaled == size else None
-        for view in _views(_resized(image, scaled), plan, patch, device):
+        for view in views(_resized(image, scaled), plan, patch, device):
             scores = _add_view(scores, forward, view, plan.batch_size)
         assert scores is not None
         total = scores if scaled == size else _add_rescaled(total, scores, size)
@@ -88,7 +165,7 @@ def passes(size: Size, plan: Plan, patch: int) -> int:
     total = 0
     for scale in plan.scales:
         sides = [max(1, int(side * scale + 0.5)) for side in plan.size(size)]
-        windows = [_fitting(side, plan.window, patch) for side in sides]
+        windows = [fitting(side, plan.window, patch) for side in sides]
         counts = [
             len(window_starts(max(side, window), window, plan.stride))
             for side, window in zip(sides, windows, strict=True)
@@ -97,67 +174,8 @@ def passes(size: Size, plan: Plan, patch: int) -> int:
     return total * (1 + plan.flip)
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along an axis: every `stride` pixels, the last one at the end of the axis."""
-    last = length - window
-    return [*range(0, last, stride), last]
-
-
-@dataclass(frozen=True)
-class _View:
-    """An image at one scale, padded to at least one window, and the places of the windows in it or its mirror image."""
-
-    pixels: UInt8[Tensor, "3 ph pw"]
-    size: Size
-    window: Size
-    tops: list[int]
-    lefts: list[int]
-    mirrored: bool
-
-    def windows(self, places: Sequence[tuple[int, int]]) -> UInt8[Tensor, "b 3 height width"]:
-        """The windows at these places (top, left) of the image or of its mirror image."""
-        height, width = self.window
-        if not self.mirrored:
-            return torch.stack([self.pixels[:, top : top + height, left : left + width] for top, left in places])
-        ends = [(top, self.pixels.shape[2] - left) for top, left in places]
-        return torch.stack([self.pixels[:, top : top + height, end - width : end] for top, end in ends]).flip(3)
-
-    def counts(self) -> tuple[Float[Tensor, "h 1"], Float[Tensor, " w"]]:
-        """How many windows cover each pixel of the image before mirroring: the product of these."""
-        rows = _coverage(self.size[0], self.tops, self.window[0]).to(self.pixels.device)
-        columns = _coverage(self.size[1], self.lefts, self.window[1]).to(self.pixels.device)
-        return rows[:, None], columns.flip(0) if self.mirrored else columns
-
-    def add(self, rows: Float[Tensor, "classes _ w"], scores: Float[Tensor, "classes _ _"], left: int) -> None:
-        """Add the logits of a window to the rows of the image before mirroring that begin at the window's top."""
-        scores = scores[:, : rows.shape[1], : self.size[1] - left]
-        if self.mirrored:
-            left, scores = self.size[1] - left - scores.shape[2], scores.flip(2)
-        rows[:, : scores.shape[1], left : left + scores.shape[2]] += scores
-
-
-def _views(image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str) -> list[_View]:
-    """The image as it is and, if the plan says so, mirrored."""
-    image = np.require(image, requirements=("C", "W"))  # torch refuses negative strides and warns of what is read-only
-    return [_make_view(image, plan, patch, device, mirrored) for mirrored in (False, True)[: 1 + plan.flip]]
-
-
-def _make_view(
-    image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str, mirrored: bool
-) -> _View:
-    h, w = image.shape[:2]
-    window = _fitting(h, plan.window, patch), _fitting(w, plan.window, patch)
-    below, beside = max(0, window[0] - h), max(0, window[1] - w)
-    if below or beside:
-        left, right = (beside, 0) if mirrored else (0, beside)  # on the right of the image or of its mirror image
-        image = np.asarray(cv2.copyMakeBorder(image, 0, below, left, right, cv2.BORDER_REPLICATE), np.uint8)
-    pixels = torch.from_numpy(image).permute(2, 0, 1).to(device)
-    tops, lefts = (window_starts(pixels.shape[1 + axis], window[axis], plan.stride) for axis in (0, 1))
-    return _View(pixels, (h, w), window, tops, lefts, mirrored)
-
-
 def _add_view(
-    total: Float[Tensor, "classes h w"] | None, forward: Forward, view: _View, batch_size: int
+    total: Float[Tensor, "classes h w"] | None, forward: Forward, view: View, batch_size: int
 ) -> Float[Tensor, "classes h w"]:
     """Add the logits of a view, averaged where its windows overlap, to `total` in place."""
     rows, columns = view.counts()
@@ -177,14 +195,14 @@ def _bands(
 ) -> Iterator[Float[Tensor, "classes _ w"]]:
     """What `_add_view` gives for all views of an image, in bands of rows; the next band overwrites the one before."""
     bands: Iterator[Tensor] | None = None
-    for view in _views(image, plan, patch, device):
+    for view in views(image, plan, patch, device):
         bands = _add_view_in_bands(_Rows(bands), forward, view, plan.batch_size)
     assert bands is not None
     return bands
 
 
 def _add_view_in_bands(
-    total: _Rows, forward: Forward, view: _View, batch_size: int
+    total: _Rows, forward: Forward, view: View, batch_size: int
 ) -> Iterator[Float[Tensor, "classes _ w"]]:
     """As `_add_view`, a band per row of windows; `held` has the rows that these reach, from `first` on."""
     (h, w), first = view.size, 0
@@ -229,7 +247,7 @@ class _Rows:
 
 
 def _parts(
-    forward: Forward, view: _View, batch_size: int
+    forward: Forward, view: View, batch_size: int
 ) -> Iterator[tuple[tuple[int, int], Float[Tensor, "classes _ _"]]]:
     """The place (top, left) and the logits of each window, row by row."""
     places = list(product(view.tops, view.lefts))
@@ -244,43 +262,11 @@ def _add_rescaled(
     if total is None:
         total = scores.new_zeros(len(scores), *size)
     for whole, channel in zip(total, scores, strict=True):
-        whole += _rescaled(channel, size)
+        whole += rescaled(channel, size)
     return total
-
-
-def _highest(scores: Float[Tensor, "classes _ _"], size: Size) -> tuple[UInt8[Tensor, "h w"], Int64[Tensor, ""]]:
-    """The class of the highest logit at another size, and at how many pixels this logit is neither NaN nor infinite.
-
-    Logits are rescaled one class at a time to save memory.
-    """
-    best = _rescaled(scores[0], size).clone()
-    classes = torch.zeros_like(best, dtype=torch.uint8)
-    for number in range(1, len(scores)):
-        channel = _rescaled(scores[number], size)
-        classes.masked_fill_(channel > best, number)
-        torch.maximum(best, channel, out=best)  # NaN if one of them is
-        del channel  # before the next is rescaled
-    return classes, best.isfinite().sum()
-
-
-def _rescaled(channel: Float[Tensor, "_ _"], size: Size) -> Float[Tensor, "h w"]:
-    if tuple(channel.shape) == size:
-        return channel
-    return F.interpolate(channel[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
     if image.shape[:2] == size:
         return image
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def _coverage(length: int, starts: Sequence[int], window: int) -> Float[Tensor, " length"]:
-    count = torch.zeros(length)
-    for start in starts:
-        count[start : start + window] += 1
-    return count
-
-
-def _fitting(length: int, window: int, patch: int) -> int:
-    return min(window, math.ceil(length / patch) * patch)

@@ -20,6 +20,7 @@ class Head(nn.Module, ABC):
 
     FINAL_NORM: whether it takes features after the backbone's final norm.
     PYRAMID: whether it takes the features of four blocks (at 1/3, 1/2, 2/3 and the end) or only of the last.
+    SOFTMAX: whether the probabilities of a pixel's classes are the softmax of its logits, or their shares of the sum.
 
     A subclass is called as `Head(channels, classes, **head_args)`; `channels` has one entry per feature map.
 
@@ -29,6 +30,7 @@ class Head(nn.Module, ABC):
 
     FINAL_NORM: ClassVar[bool]
     PYRAMID: ClassVar[bool]
+    SOFTMAX: ClassVar[bool] = True
 
     @abstractmethod
     def forward(

@@ -113,6 +113,7 @@ class Mask2FormerHead(Head):
 
     FINAL_NORM = False
     PYRAMID = True
+    SOFTMAX = False
 
     def __init__(
         self,
