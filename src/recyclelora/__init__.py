@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recyclelora.recipe import Recipe, make_recipe, read_recipe
     from recyclelora.runs.build import build
     from recyclelora.runs.predictor import load
+    from recyclelora.runs.segmentation import Segmentation
     from recyclelora.runs.summary import list_runs
     from recyclelora.study.analyze import analyze
     from recyclelora.study.compare import compare
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Recipe", "RecycleLoraConfig", "UserError", "__version__", "analyze", "build", "certificate", "compare",
-    "directions", "estimate", "evaluate", "export", "import_checkpoint", "list_runs", "load", "make_recipe",
+    "Recipe", "RecycleLoraConfig", "Segmentation", "UserError", "__version__", "analyze", "build", "certificate",
+    "compare", "directions", "estimate", "evaluate", "export", "import_checkpoint", "list_runs", "load", "make_recipe",
     "open_domain", "param_groups", "read_recipe", "to_lora", "train",
 ]  # fmt: skip
 
@@ -42,6 +43,7 @@ _HOMES = {
     "recyclelora.recipe": ("Recipe", "make_recipe", "read_recipe"),
     "recyclelora.runs.build": ("build",),
     "recyclelora.runs.predictor": ("load",),
+    "recyclelora.runs.segmentation": ("Segmentation",),
     "recyclelora.runs.summary": ("list_runs",),
     "recyclelora.study.analyze": ("analyze",),
     "recyclelora.study.compare": ("compare",),

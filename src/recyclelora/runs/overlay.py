@@ -25,9 +25,9 @@ def overlay(
 
 
 def with_legend(
-    picture: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], space: LabelSpace
+    picture: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "_ _"], space: LabelSpace
 ) -> UInt8[np.ndarray, "taller wider 3"]:
-    """The picture with a white strip below it that names the classes of `labels` beside their colours.
+    """The picture with a white strip below it that names the classes of `labels`, of any size, beside their colours.
 
     The picture stays as it is, in the upper left corner. It gets a white margin on its right if it is narrower than the
     longest name.

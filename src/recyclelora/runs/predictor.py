@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
 from recyclelora.errors import UserError
 from recyclelora.methods import get_method
-from recyclelora.models.plan import Plan
+from recyclelora.models.plan import Blend, Plan
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import nonfinite, weights_hash
+from recyclelora.pages.progress import shown
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, base_of, build, check_base, kept_names
 from recyclelora.runs.checkpoint import Checkpoint, newest_whole, read_state
+from recyclelora.runs.devices import checked_device, checked_dtype
 from recyclelora.runs.facts import best_validation, read_validations
+from recyclelora.runs.inputs import Images, Input, OneOrMore, inputs_of, is_one
 from recyclelora.runs.run import Run, check_empty, check_finished, open_run
+from recyclelora.runs.segmentation import Segmentation
 
 CheckpointName = Literal["last", "best-source"]
 
+BLEND: Blend = "hann"
+"""How the windows of a prediction are blended if no setting says so; see `benchmarks/seams.py`."""
+
 
 class Predictor:
-    """A trained model: adapters are merged into the weights, gradients are off, and the recipe says how to evaluate."""
+    """A trained model: adapters are merged into the weights, gradients are off, and the recipe says how to evaluate.
 
-    def __init__(self, segmenter: Segmenter, run: Run) -> None:
+    Several threads may predict with it at once, but not while `to` moves it.
+    """
+
+    def __init__(self, segmenter: Segmenter, run: Run, dtype: torch.dtype = torch.float32) -> None:
         self.segmenter = segmenter.eval().requires_grad_(False)
+        self.dtype = dtype
         self.run = run
         self.space = run.space
         self.evaluation = run.recipe.evaluation
@@ -47,6 +59,29 @@ class Predictor:
             return f"{run.path.name} (best-source, step {step})"
         return run.path.name if run.finished else f"{run.path.name} (step {step} of {run.recipe.steps})"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.segmenter.mean.device
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Predictor:
+        """Move the model in place, and return it; what is None stays as it is.
+
+        Args:
+            device: "cpu", "cuda", "cuda:1", "mps", ...
+            dtype: float32, or float16 or bfloat16: matrices are then multiplied in this type (torch's autocast), while
+                weights, norms and sums stay in float32. It saves time on a GPU, changes results slightly, and can be
+                taken back.
+
+        Raises:
+            UserError: torch cannot compute on this device here, or the type is another.
+        """
+        if dtype is not None:
+            self.dtype = checked_dtype(dtype)
+        if device is not None:
+            self.segmenter.to(checked_device(device))
+        return self
+
     def with_evaluation(self, **changes: Any) -> Predictor:
         """The same model with other evaluation settings; settings that are None stay as they are.
 
@@ -55,7 +90,7 @@ class Predictor:
         """
         made = {name: value for name, value in changes.items() if value is not None}
         values = {**self.run.recipe.model_dump(), "evaluation": {**self.evaluation.model_dump(), **made}}
-        other = Predictor(self.segmenter, self.run)
+        other = Predictor(self.segmenter, self.run, self.dtype)
         other.evaluation = make_recipe(values, "settings").evaluation
         return other
 
@@ -77,10 +112,57 @@ class Predictor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
         plan = self.plan(dataset)
-        try:
+        with self._computing():
             return self.segmenter.predict(image, plan)
+
+    @overload
+    def __call__(self, images: Image.Image) -> Segmentation: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Segmentation]: ...
+    @overload
+    def __call__(self, images: OneOrMore) -> Segmentation | list[Segmentation]: ...
+    def __call__(self, images: Images) -> Segmentation | list[Segmentation]:
+        """Segment images of any size, each at its own; several are predicted one after the other, with a progress bar.
+
+        Unlike `predict`, windows are blended by `BLEND` if the settings of evaluation name no way.
+
+        Args:
+            images: a path, a PIL image, a NumPy array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a torch tensor with
+                the channels first; uint8, or real numbers in 0..1. Or several: a folder, a list, (n, h, w, channels) or
+                (n, channels, h, w).
+
+        Returns:
+            A result for one image; a list of results, 12 bytes for each pixel in memory, for several.
+
+        Raises:
+            UserError: something is no such image, or as `predict`; the message names it.
+        """
+        inputs = inputs_of(images)
+        plan = replace(self.plan(), blend=self.evaluation.blend or BLEND)
+        if is_one(images):
+            return self._segment(inputs[0], plan)
+        return [self._segment(each, plan) for each in shown(inputs, "predicting", "images")]
+
+    def _segment(self, given: Input, plan: Plan) -> Segmentation:
+        image = given.read()
+
+        def predict_again() -> Float32[np.ndarray, "classes h w"]:
+            with self._computing(given.name):
+                return self.segmenter.probabilities(image, plan)
+
+        with self._computing(given.name):
+            found = self.segmenter.predict_with_doubt(image, plan)
+        return Segmentation(given.name, image, *found, self.space, predict_again)
+
+    @contextmanager
+    def _computing(self, image: str = "") -> Iterator[None]:
+        """Compute in the model's type, and name the run, and the image if it has a name, in errors."""
+        half = self.dtype != torch.float32
+        try:
+            with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+                yield
         except UserError as error:
-            raise UserError(f"{self.run.path}: {error}") from error
+            raise UserError(f"{self.run.path}: {f'{image}: ' if image else ''}{error}") from error
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Run:
         """Write the model with its merged backbone, as a run that loads without base weights.
@@ -109,6 +191,7 @@ def load(
     weights: str | None = None,
     device: str | torch.device | None = None,
     checkpoint: CheckpointName | None = None,
+    dtype: str | torch.dtype = torch.float32,
 ) -> Predictor:
     """The trained model of a run, with its adapters merged.
 
@@ -118,14 +201,18 @@ def load(
         device: where to compute; by default a GPU if there is one.
         checkpoint: `best-source` takes the weights that were best in the training's validation, `last` those of the
             last checkpoint of a training that is not finished. In other cases the last step is taken.
+        dtype: as in `Predictor.to`.
 
     Raises:
-        UserError: the run is not finished and no checkpoint is asked for, there is no such checkpoint, a file is not
-            as it was written, or the base weights are not those that the run was trained on.
+        UserError: the device or the type cannot be used, the run is not finished and no checkpoint is asked for, there
+            is no such checkpoint, a file is not as it was written, or the base weights are not those that the run was
+            trained on.
     """
+    dtype = checked_dtype(dtype)
+    device = checked_device(device)
     with trained_files(run, weights, checkpoint) as (opened, files):
         segmenter = merged(opened, files, weights)
-    return Predictor(segmenter.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), opened)
+    return Predictor(segmenter.to(device), opened, dtype)
 
 
 @contextmanager

@@ -179,9 +179,10 @@ class Mask2FormerHead(Head):
         self, features: list[Float[Tensor, "b _ _ _"]], size: tuple[int, int]
     ) -> Float[Tensor, "b classes h w"]:
         """Semantic logits, 0 or more; masks are rescaled to `size` before the sigmoid, as published."""
-        classes, masks = self.predictions(features)[-1]
+        classes, masks = (part.to(self.precision()) for part in self.predictions(features)[-1])
         masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
-        return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+        with torch.autocast(masks.device.type, enabled=False):  # which would multiply in half precision
+            return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
 
     def amounts(self, labels: Int64[Tensor, "b h w"]) -> Float[Tensor, "2"]:
         """The number of masks, and the sum of the queries' class weights.
