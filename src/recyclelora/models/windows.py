@@ -111,4 +111,5 @@ def _coverage(length: int, starts: Sequence[int], profile: Float[Tensor, " windo
 
 
 def fitting(length: int, window: int, patch: int) -> int:
+    """The side of a window along an axis, shrunk to the image if this is shorter, in whole patches."""
     return min(window, math.ceil(length / patch) * patch)
