@@ -202,7 +202,7 @@ def evaluate(
         str | None, typer.Option(help="Average the logits of rescaled images, as in `0.75,1,1.25`.")
     ] = None,
     blend: Annotated[
-        Blend | None, typer.Option(help="How windows that overlap are averaged; the recipe's, or `uniform`.")
+        Blend | None, typer.Option(help="How windows that overlap are averaged; the recipe's way if not given.")
     ] = None,
     pictures: Annotated[int, typer.Option(help="Example pictures of each target on the page.", min=0)] = 3,
     weights: Weights = None,

@@ -53,13 +53,12 @@ def drawn(space=CITYSCAPES, size=(40, 60)):
 # What the model says
 
 
-@pytest.mark.parametrize("settings", [{}, {"flip": True, "scales": [0.5, 1.0]}, {"blend": "uniform"}])
+@pytest.mark.parametrize("settings", [{}, {"flip": True, "scales": [0.5, 1.0]}, {"blend": "hann"}])
 def test_a_result_holds_what_the_logits_of_the_whole_image_say(model, settings):
     image = picture(72, 100)
     model = model.with_evaluation(**settings)
     result = model(image)
-    plan = model.with_evaluation(blend=settings.get("blend", "hann")).plan()
-    logits = summed_scores(model.segmenter, image, plan, 16, "cpu").double().numpy()
+    logits = summed_scores(model.segmenter, image, model.plan(), 16, "cpu").double().numpy()
     of_masks = model.run.recipe.head == "mask2former"
     expected = logits / logits.sum(0) if of_masks else softmax(logits / (4 if settings.get("flip") else 1), axis=0)
     np.testing.assert_array_equal(result.labels, expected.argmax(0))
@@ -73,12 +72,13 @@ def test_a_result_holds_what_the_logits_of_the_whole_image_say(model, settings):
     np.testing.assert_array_equal(result.image, image)
 
 
-def test_predictions_are_blended_unless_a_setting_says_otherwise(model):
+def test_the_labels_are_those_of_predict_and_windows_are_blended_if_a_setting_says_so(model):
     image = picture(72, 100)
-    uniform = model.with_evaluation(blend="uniform")
-    np.testing.assert_array_equal(uniform(image).labels, model.predict(image))
-    assert (model(image).probabilities() != uniform(image).probabilities()).any()
-    np.testing.assert_array_equal(model(image).labels, model.with_evaluation(blend="hann").predict(image))
+    blended = model.with_evaluation(blend="hann")
+    assert (model.plan().blend, blended.plan().blend) == ("uniform", "hann")
+    for each in (model, blended):
+        np.testing.assert_array_equal(each(image).labels, each.predict(image))
+    assert (model(image).probabilities() != blended(image).probabilities()).any()
 
 
 def test_several_images_give_a_list_and_say_how_far_they_are(linear, tmp_path, caplog, monkeypatch):

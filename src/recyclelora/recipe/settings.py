@@ -116,8 +116,7 @@ class EvaluationSettings(Settings):
 
     `window` and `stride` are in pixels. If they are not given, they are the protocol's; if it has none, they are the
     crop, and two thirds of the window. `batch_size` windows are computed at once. `flip` and `scales` average the
-    logits of the mirrored and the rescaled image. `blend` says how windows that overlap are averaged: if it is not
-    given, `uniform`, except in `recyclelora.load(RUN)(images)`.
+    logits of the mirrored and the rescaled image. `blend` says how windows that overlap are averaged.
     """
 
     protocol: str = "full"
@@ -126,7 +125,7 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(4, gt=0)
     flip: bool = False
     scales: list[float] = Field([1.0], min_length=1)
-    blend: Blend | None = None
+    blend: Blend = "uniform"
 
     def plan(self, dataset: str, crop: int, patch: int) -> Plan:
         """The plan for a data set, a row of `BENCHMARKS`; see `recyclelora.models.plan.make_plan`.
@@ -134,7 +133,7 @@ class EvaluationSettings(Settings):
         Raises:
             UserError: as `make_plan`.
         """
-        own = self.model_dump() | {"blend": self.blend or "uniform"}
+        own = self.model_dump()
         return make_plan(own.pop("protocol"), dataset, crop, patch, **own)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from recyclelora.errors import UserError
 from recyclelora.methods import get_method
-from recyclelora.models.plan import Blend, Plan
+from recyclelora.models.plan import Plan
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.models.weights import nonfinite, weights_hash
 from recyclelora.pages.progress import shown
@@ -33,9 +33,6 @@ from recyclelora.runs.run import Run, check_empty, check_finished, open_run
 from recyclelora.runs.segmentation import Segmentation
 
 CheckpointName = Literal["last", "best-source"]
-
-BLEND: Blend = "hann"
-"""How the windows of a prediction are blended if no setting says so; see `benchmarks/seams.py`."""
 
 
 class Predictor:
@@ -124,8 +121,6 @@ class Predictor:
     def __call__(self, images: Images) -> Segmentation | list[Segmentation]:
         """Segment images of any size, each at its own; several are predicted one after the other, with a progress bar.
 
-        Unlike `predict`, windows are blended by `BLEND` if the settings of evaluation name no way.
-
         Args:
             images: a path, a PIL image, a NumPy array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a torch tensor with
                 the channels first; uint8, or real numbers in 0..1. Or several: a folder, a list, (n, h, w, channels) or
@@ -138,7 +133,7 @@ class Predictor:
             UserError: something is no such image, or as `predict`; the message names it.
         """
         inputs = inputs_of(images)
-        plan = replace(self.plan(), blend=self.evaluation.blend or BLEND)
+        plan = self.plan()
         if is_one(images):
             return self._segment(inputs[0], plan)
         return [self._segment(each, plan) for each in shown(inputs, "predicting", "images")]
