@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from labelled_files import picture, write
 from recyclelora.cli import app
 from recyclelora.recipe import make_recipe
+from tiny_methods import made_run, tiny_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,21 @@ def test_the_example_for_peft_users_runs_in_ten_lines(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "plain-lora" / "adapter_config.json").is_file()
+
+
+def test_the_examples_on_predictions_run(tmp_path, monkeypatch):
+    made_run(tmp_path / "runs" / "mine", tiny_recipe("recyclelora"))
+    write(tmp_path / "photos" / "street.jpg", picture(40, 56))
+    monkeypatch.chdir(tmp_path)
+    names = {"rgb_uint8": picture(40, 56)}
+    for code in (
+        *blocks("python", PAGES[ROOT / "docs" / "prediction.md"]),
+        f"import recyclelora\n{blocks('python')[1]}",
+    ):
+        exec(compile(code, "prediction.md", "exec"), names)
+    assert names["each"].name == "street"
+    assert names["labels"].shape == names["result"].labels.shape == (40, 56)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"street.png", "street_labels.png"}
 
 
 def test_the_recipe_is_valid():
