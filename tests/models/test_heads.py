@@ -59,6 +59,17 @@ def make(name, channels, classes):
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_logits_stay_in_float32_where_matrices_are_multiplied_in_half_precision(name):
+    """So that 256 steps of a half-precision number do not make classes of equal logits."""
+    channels = [24] * (4 if get_head(name).PYRAMID else 1)
+    head = make(name, channels, 5).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = head(maps(*[(1, 24, 4, 4)] * len(channels)), (64, 64))
+    assert logits.dtype == torch.float32
+    assert len(logits.unique()) > 5 * 64 * 64 // 2  # of numbers in half precision many would be equal
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_every_head_implements_the_interface(name):
     head = make(name, [16] * 4, 3)
     assert isinstance(head, Head)

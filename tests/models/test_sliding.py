@@ -429,3 +429,16 @@ def test_memory_holds_the_logits_of_one_row_of_windows_of_each_view(flip, batch_
     bound = (1 + flip) * (row + batch) + 4 * classes * window**2 * flip + 8 * 4 * window * width
     assert row < of(320) < bound < 4 * classes * 320 * width * 0.5
     assert of(320) - of(160) < 4 * 160 * width  # the classes of 160 rows more, not their logits
+
+
+def test_doubt_takes_a_few_numbers_of_a_pixel_and_no_logits():
+    classes, width = 150, 96
+
+    def model(images):
+        return torch.ones(len(images), classes, *images.shape[-2:])
+
+    def of(height):
+        return peak(lambda: classify_with_doubt(model, picture(height, width), Plan("test", 32, 21), 16, "cpu"))
+
+    # A class, confidence and entropy, in parts and then in one array: 18 bytes; the logits would take 600.
+    assert of(320) - of(160) < 20 * 160 * width
