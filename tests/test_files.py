@@ -32,6 +32,10 @@ def test_files_get_the_permissions_of_any_new_file(tmp_path, umask):
     files.save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
     with files.replacing(tmp_path / "a.bin") as part:
         part.write_bytes(b"0")
+    with files.staged(tmp_path / "folder") as part:
+        (part / "a.txt").touch(mode=0o600)
+    (tmp_path / "folder" / "a.txt").rename(tmp_path / "b.txt")
+    (tmp_path / "folder").rmdir()
     assert {mode(path) for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 

@@ -117,6 +117,7 @@ def staged(folder: Path) -> Iterator[Path]:
             yield part
             files = [file for file in sorted(part.rglob("*")) if file.is_file()]
             for file in files:
+                file.chmod(part.stat().st_mode & 0o666)  # some writers make files that only their owner can read
                 _sync(file)
             if folder.is_dir():
                 for file in files:

@@ -1,6 +1,7 @@
 """A run is exported for other programs, which compute what the model computes; else nothing is written."""
 
 import json
+import typing
 
 import numpy as np
 import pytest
@@ -235,7 +236,11 @@ def test_nothing_is_overwritten_unless_asked(run_of, tmp_path):
 @pytest.mark.parametrize("format", ["merged", "lora"])
 def test_the_run_itself_is_never_replaced(format, run_of):
     run = run_of()
-    refused(lambda: recyclelora.export(run.path, run.path / "." / "", format, overwrite=True), "the run itself")
+    for place in (".", "adapter"):
+        refused(lambda: recyclelora.export(run.path, run.path / place, format, overwrite=True), "the run itself")  # noqa: B023
+    assert load(run.path).run.recipe.method == "recyclelora"
+    for overwrite in (False, True):
+        recyclelora.export(run.path, run.path / f"exported-{format}", format, overwrite=overwrite)
     assert load(run.path).run.recipe.method == "recyclelora"
 
 
@@ -245,6 +250,13 @@ def test_the_present_folder_can_be_named(run_of, tmp_path, monkeypatch):
     recyclelora.export(run_of().path, ".", "lora")
     assert names(tmp_path / "out") == ADAPTER_FILES
     assert names(tmp_path) == ["out"]
+
+
+def test_the_command_line_offers_all_formats():
+    from recyclelora import cli
+
+    (offered, _) = typing.get_args(typing.get_type_hints(cli.export, include_extras=True)["format"])
+    assert typing.get_args(offered) == typing.get_args(verb.Format) == tuple(verb.WRITERS)
 
 
 def test_an_unknown_format_is_named(run_of, tmp_path):

@@ -13,7 +13,7 @@ from recyclelora.exporting.card import card
 from recyclelora.exporting.check import Parity, compared, images_for
 from recyclelora.exporting.hub import check_name, push
 from recyclelora.exporting.trained import Scores, Trained
-from recyclelora.files import locked_file, staged, write_json, write_text
+from recyclelora.files import holds_nothing, locked_file, staged, write_json, write_text
 from recyclelora.runs.predictor import CheckpointName, Predictor, trained_files
 from recyclelora.runs.predictor import merged as merged_model
 from recyclelora.runs.run import EXPORT, check_empty, is_run, remove_run, versions
@@ -77,9 +77,7 @@ def export(
     to = Path(to) if Path(to).name not in ("", "..") else Path(to).resolve()  # it gets a lock and a folder beside it
     if format not in WRITERS:
         raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
-    if to.resolve() == Path(run).resolve():
-        raise UserError(f"{to}: this is the run itself; choose another folder for the export")
-    check_empty(to, overwrite, "--to")
+    _check_place(to, Path(run), overwrite)
     if to_hub is not None:
         check_name(to_hub)
     if format == "onnx":
@@ -103,6 +101,15 @@ def export(
             names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             _remove_earlier(to)
     return Export(to, format, names, parity, push(to, to_hub, names) if to_hub else None)
+
+
+def _check_place(to: Path, run: Path, overwrite: bool) -> None:
+    """Refuse a folder in which something would be lost; inside the run, only earlier exports are replaced."""
+    place = to.resolve()
+    within = run.resolve() in place.parents and not (holds_nothing(to) or (to / EXPORT).is_file())
+    if place == run.resolve() or within:
+        raise UserError(f"{to}: this is the run itself; choose another folder for the export")
+    check_empty(to, overwrite, "--to")
 
 
 def _facts(trained: Trained, format: Format, parity: Parity) -> dict[str, Any]:
