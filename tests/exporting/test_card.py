@@ -1,5 +1,7 @@
 """The model card says what the run's records say, and its code loads the files."""
 
+import dataclasses
+import json
 import re
 
 import pytest
@@ -12,8 +14,10 @@ import recyclelora
 from labelled_files import refused
 from miniatures import TINY, write_folder
 from recyclelora.exporting import hub
-from recyclelora.exporting.card import licence_of
+from recyclelora.exporting.card import card, licence_of
+from recyclelora.exporting.trained import Trained
 from recyclelora.models.backbone import Backbone
+from recyclelora.runs.predictor import load
 from tiny_methods import NAMES, made_run, tiny_recipe
 
 
@@ -90,6 +94,21 @@ def test_the_licence_is_that_of_the_base_weights(model, weights, licence, part):
     found, text = licence_of(model, weights, timm.get_pretrained_cfg(model).license)
     assert found == licence
     assert part in text
+
+
+def test_a_card_names_the_base_on_the_hub_and_its_licence(run, tmp_path):
+    recyclelora.export(run.path, tmp_path / "out", "lora")
+    facts = json.loads((tmp_path / "out" / "export.json").read_text()) | {"base": "hub"}
+    model = load(run.path, device="cpu")
+    name = "vit_base_patch16_dinov3.lvd1689m"
+    backbone = run.recipe.backbone.model_copy(update={"model": name, "weights": "hub"})
+    model.run = dataclasses.replace(model.run, recipe=run.recipe.model_copy(update={"backbone": backbone}))
+    model.segmenter.backbone.model.pretrained_cfg = timm.get_pretrained_cfg(name).to_dict()
+    text = card(Trained(model, run), facts, "me/streets")
+    head = yaml.safe_load(text.split("---")[1])
+    assert (head["base_model"], head["license"]) == (f"timm/{name}", "dinov3-license")
+    assert "dynamic_img_size=True, pretrained=True)" in text
+    assert "import recyclelora\n" not in text  # a plain LoRA does not need it
 
 
 # The hub

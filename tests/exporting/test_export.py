@@ -1,6 +1,8 @@
 """A run is exported for other programs, which compute what the model computes; else nothing is written."""
 
 import json
+import subprocess
+import sys
 import typing
 
 import numpy as np
@@ -152,6 +154,26 @@ def test_a_program_of_torch_takes_any_number_of_windows(head, run_of, tmp_path):
     for count in (1, 3):
         with torch.no_grad():
             torch.testing.assert_close(program(images(count, 64)), model(images(count, 64)), atol=1e-5, rtol=1e-5)
+
+
+ALONE = """
+import sys
+sys.modules.update(dict.fromkeys(("recyclelora", "timm", "peft", "transformers", "cv2")))  # importing them fails
+import torch
+program = torch.export.load(sys.argv[1]).module()
+torch.save(program(torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_runs_with_torch_alone(run_of, tmp_path):
+    made = recyclelora.export(run_of("recyclelora", "mask2former").path, tmp_path / "out", "torch", window=64)
+    torch.save(images(3, 64), tmp_path / "images.pt")
+    arguments = [made.path / "model.pt2", tmp_path / "images.pt", tmp_path / "logits.pt"]
+    subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        expected = load(run_of("recyclelora", "mask2former").path, device="cpu").segmenter(images(3, 64))
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
 
 
 # The check
