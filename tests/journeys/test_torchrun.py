@@ -141,6 +141,23 @@ def listens(port):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("setting", "said"), [("sources=[folder=nowhere]", "no such folder"), ("crop=33", "crop 33")])
+@pytest.mark.parametrize("starter", ["the training", "torchrun"])
+def test_what_all_processes_find_wrong_is_said_once(starter, setting, said, exact, tmp_path):
+    words = ["-m", "recyclelora", "train", "--recipe", exact, "--out", tmp_path / "run", "--set", setting]
+    if starter == "torchrun":
+        words = ["-m", "torch.distributed.run", "--nproc-per-node=2", *words]
+    else:
+        words += ["--set", "devices=2"]
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert said in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(["devices=2", "strategy=fsdp"], []), ([], ["devices=4"])])
 def test_a_training_goes_on_with_another_number_of_processes(before, after, exact, tmp_path):
     settings = ["steps=60", "validation.every=50", "checkpoint_every=50"]

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from torch import Tensor
 from recyclelora.errors import UserError
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.stopping import Request, end_with_parent, is_first_process
+
+GRACE = 5.0
+"""Seconds in which the first process is expected to end the others."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ def started(devices: int, strategy: Strategy, **settings: Any) -> Fabric:
 def together(fabric: Fabric) -> Iterator[None]:
     """End the other processes if this one fails, and let go of them at the end.
 
+    What is wrong with a recipe or its data is found by all at about the same time. The first process says it, and ends
+    the others, or torchrun does; they wait for that, as each of them would say the same.
+
     What DistributedDataParallel made has to be gone by then. If it were the last to use the group of processes, it
     would wait for gloo's thread while it holds Python's global lock, which that thread may be waiting for.
     """
@@ -120,7 +127,9 @@ def together(fabric: Fabric) -> Iterator[None]:
         yield
         fabric.barrier()
         gc.collect()
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UserError) and not fabric.is_global_zero:
+            time.sleep(GRACE)
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.kill()
         raise
