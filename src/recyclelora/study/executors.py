@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from recyclelora.errors import UserError
-from recyclelora.stopping import end_with_parent, stop_helpers
+from recyclelora.stopping import FROM_PARENT, Stopped, end_with_parent, stop_helpers, stopping_at_once
 
 Value = TypeVar("Value")
 
@@ -76,7 +78,7 @@ class _Processes:
 
     def submit(self, name: str, function: Callable[..., Value], *arguments: Any) -> Future[Value]:
         try:
-            future = self.pool.submit(function, *arguments)
+            future = self.pool.submit(_stoppable, function, *arguments)
         except BrokenProcessPool:
             raise self._killed() from None
         self.running[future] = name
@@ -133,9 +135,27 @@ def processes(jobs: int) -> Iterator[Executor]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+_asked = threading.Event()
+"""Whether the parent has asked this helper to stop while it ran no function."""
+
+
+def _stoppable(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Run a function in a helper that the parent can stop at once."""
+    if FROM_PARENT is not None and _asked.is_set():
+        raise Stopped(FROM_PARENT)
+    with stopping_at_once():
+        return function(*arguments)
+
+
 def _start_helper() -> None:
-    """Hide the terminal, so that progress bars of this process do not overwrite the bar of the grid."""
+    """Hide the terminal, so that progress bars of this process do not overwrite the bar of the grid.
+
+    A signal to stop does not end this process between two functions: it might hold the lock of the queue of results,
+    without which no other helper could end.
+    """
     end_with_parent()
+    if FROM_PARENT is not None:
+        signal.signal(FROM_PARENT, lambda *_: _asked.set())
     sys.stderr = _Plain(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
 
 
