@@ -172,6 +172,7 @@ def test_every_test_file_stands_for_a_module():
         "stored_files",
         "class_lists",
         "golden",
+        "large_images",
         "processes",
         "results",
     }  # names that are taken, parts of a module
@@ -182,3 +183,9 @@ def test_every_test_file_stands_for_a_module():
 def test_tests_lie_in_the_rooms_of_what_they_test():
     rooms = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("__")}
     assert rooms - {"journeys", "benchmarks"} <= {p.name for p in PACKAGE.iterdir() if p.is_dir()}
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -131,8 +131,8 @@ def test_a_folder_without_runs_is_refused(tmp_path, command):
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("metrics.jsonl", "{\n", "damaged, one of its last 1 lines is not JSON"),
-        ("metrics.jsonl", '{"step": 1}\n', "one of the last lines is damaged"),
+        ("metrics.jsonl", "{\n", "damaged, line 1 is not JSON"),
+        ("metrics.jsonl", '{"step": 1}\n', "line 1 is damaged"),
         ("validation.jsonl", '{"step": 1, "miou": "high"}\n', "the last line is damaged"),
         ("validation.jsonl", '{"step": 1, "miou": 43.0}\n', "the last line is damaged"),
         ("recipe.yaml", "steps: 3\n", "damaged, or not the file of this run"),
