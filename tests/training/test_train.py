@@ -349,7 +349,13 @@ def check_that_it_resumes_bitwise(recipe, tmp_path, monkeypatch):
         assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)), file
 
 
-@pytest.mark.parametrize("method", METHODS)
+RESUMED = ("recyclelora", "frozen", "full", "lora", "rein", "soma")
+"""One method of each kind; the others, which share their code, are resumed by `make test-slow`."""
+
+
+@pytest.mark.parametrize(
+    "method", [method if method in RESUMED else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
+)
 def test_every_method_resumes_bitwise_with_its_averages(method, sources, tmp_path, monkeypatch):
     recipe = make_recipe(
         {**BASE, "sources": sources[:1], "method": method, "adapter": ADAPTERS[method], "steps": 4}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,31 +66,36 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             return
-        _silence_profiler()
-        self._profile = self._ends.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
+        _prepare_profiler()
+        with _without_stderr():  # the profiler prints that it starts and stops
+            self._profile = self._ends.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
 
     def stop(self) -> None:
         """End; the result is in `found`."""
         if self._profile is None:
             self.found = torch.cuda.max_memory_allocated() - self._before if torch.cuda.is_available() else 0
             return
-        self._ends.close()
+        with _without_stderr():
+            self._ends.close()
         self.found = _highest(self._profile)
         self._profile = None
 
 
-def _silence_profiler() -> None:
-    """Keep torch's profiler from printing that it starts, stops, and sees a tensor go that was there before.
-
-    It says the latter at the first of every 1,000 such tensors, so that of the first one is caught here.
-    """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+def _prepare_profiler() -> None:
+    """Let torch's profiler see a tensor go that was there before: it prints so at the first of every 1,000 of them."""
     first = torch.empty(1)
+    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        del first
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what the process prints on its standard error meanwhile, torch's C++ code too."""
     shown = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere, profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-            del first
+            yield
     finally:
         os.dup2(shown, 2)
         os.close(shown)
