@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
+import threading
 
 import pytest
 import torch
 
 from labelled_files import refused
 from recyclelora.errors import MissingExtraError
-from recyclelora.stopping import Stopped
+from recyclelora.stopping import FROM_PARENT, Stopped
+from recyclelora.study import executors
 from recyclelora.study.executors import here, processes
 
 
@@ -72,3 +75,31 @@ def test_of_a_killed_process_all_are_named_that_ran(tmp_path):
         )
         refused(waiting.result, "waiting, dead: a process was killed")
         refused(lambda: executor.submit("late", where), "waiting, dead: a process was killed")
+
+
+@pytest.fixture
+def helper(monkeypatch):
+    """This process as a helper of `processes`, for as long as the test lasts."""
+    before = signal.getsignal(FROM_PARENT)
+    monkeypatch.setattr(executors, "end_with_parent", lambda: None)
+    monkeypatch.setattr(executors, "_asked", threading.Event())
+    monkeypatch.setattr(executors, "_Plain", lambda *_, **__: sys.stderr)
+    executors._start_helper()
+    yield
+    signal.signal(FROM_PARENT, before)
+
+
+def test_a_helper_is_stopped_in_a_function_at_once_and_between_two_before_the_next(helper):
+    reached = []
+
+    def interrupted():
+        os.kill(os.getpid(), FROM_PARENT)
+        reached.append("the rest")
+
+    with pytest.raises(Stopped):
+        executors._stoppable(interrupted)
+    assert executors._stoppable(lambda: 7) == 7
+    os.kill(os.getpid(), FROM_PARENT)  # as while a result is handed over: nothing is ended
+    with pytest.raises(Stopped):
+        executors._stoppable(reached.append, "another")
+    assert reached == []

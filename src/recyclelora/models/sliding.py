@@ -30,7 +30,7 @@ from torch import Tensor
 from recyclelora.errors import UserError
 from recyclelora.models.logits import doubt, highest, probabilities, rescaled
 from recyclelora.models.plan import Plan, Size
-from recyclelora.models.windows import View, fitting, views, window_starts
+from recyclelora.models.windows import View, placed, views
 
 Forward = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b classes h w"]]
 
@@ -150,7 +150,7 @@ def summed_scores(
     size = plan.size((image.shape[0], image.shape[1]))
     total: Tensor | None = None
     for scale in plan.scales:
-        scaled = max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+        scaled = _scaled(size, scale)
         scores = total if scaled == size else None
         for view in views(_resized(image, scaled), plan, patch, device):
             scores = _add_view(scores, forward, view, plan.batch_size)
@@ -164,13 +164,8 @@ def passes(size: Size, plan: Plan, patch: int) -> int:
     """How many batches of windows `classify` gives to the model for an image of a size (h, w)."""
     total = 0
     for scale in plan.scales:
-        sides = [max(1, int(side * scale + 0.5)) for side in plan.size(size)]
-        windows = [fitting(side, plan.window, patch) for side in sides]
-        counts = [
-            len(window_starts(max(side, window), window, plan.stride))
-            for side, window in zip(sides, windows, strict=True)
-        ]
-        total += math.ceil(math.prod(counts) / plan.batch_size)
+        _, tops, lefts = placed(_scaled(plan.size(size), scale), plan, patch)
+        total += math.ceil(len(tops) * len(lefts) / plan.batch_size)
     return total * (1 + plan.flip)
 
 
@@ -264,6 +259,10 @@ def _add_rescaled(
     for whole, channel in zip(total, scores, strict=True):
         whole += rescaled(channel, size)
     return total
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:

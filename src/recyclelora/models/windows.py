@@ -30,6 +30,19 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def placed(size: Size, plan: Plan, patch: int) -> tuple[Size, list[int], list[int]]:
+    """The window for an image of a size (h, w), and where windows start along both axes.
+
+    Along an axis on which the image is shorter than the plan's window, this shrinks to the image, in whole patches.
+    """
+    height, width = (min(plan.window, math.ceil(side / patch) * patch) for side in size)
+    tops, lefts = (
+        window_starts(max(side, window), window, plan.stride)
+        for side, window in zip(size, (height, width), strict=True)
+    )
+    return (height, width), tops, lefts
+
+
 @dataclass(frozen=True)
 class View:
     """An image at one scale, padded to at least one window, and the places of the windows in it or its mirror image."""
@@ -82,13 +95,12 @@ def _view(
     image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str, mirrored: bool
 ) -> View:
     h, w = image.shape[:2]
-    window = fitting(h, plan.window, patch), fitting(w, plan.window, patch)
+    window, tops, lefts = placed((h, w), plan, patch)
     below, beside = max(0, window[0] - h), max(0, window[1] - w)
     if below or beside:
         left, right = (beside, 0) if mirrored else (0, beside)  # on the right of the image or of its mirror image
         image = np.asarray(cv2.copyMakeBorder(image, 0, below, left, right, cv2.BORDER_REPLICATE), np.uint8)
     pixels = torch.from_numpy(image).permute(2, 0, 1).to(device)
-    tops, lefts = (window_starts(pixels.shape[1 + axis], window[axis], plan.stride) for axis in (0, 1))
     profiles = _profile(window[0], plan.blend), _profile(window[1], plan.blend)
     weights = None if plan.blend == "uniform" else (profiles[0][:, None] * profiles[1]).to(device)
     return View(pixels, (h, w), window, tops, lefts, mirrored, profiles, weights)
@@ -108,8 +120,3 @@ def _coverage(length: int, starts: Sequence[int], profile: Float[Tensor, " windo
         covered = count[start : start + len(profile)]
         covered += profile[: len(covered)]
     return count
-
-
-def fitting(length: int, window: int, patch: int) -> int:
-    """The side of a window along an axis, shrunk to the image if this is shorter, in whole patches."""
-    return min(window, math.ceil(length / patch) * patch)

@@ -147,14 +147,14 @@ def mean(fabric: Fabric, loss: Tensor) -> float:
 
 def agreed(fabric: Fabric, request: Request) -> int:
     """The signal that asked one of the processes to stop; 0 if there is none. The answer is the same in all."""
-    return highest(fabric, request.number or 0)
+    return highest(request.number or 0, fabric.world_size, fabric.device)
 
 
-def highest(fabric: Fabric, number: int) -> int:
-    """The highest of the processes' numbers."""
-    if fabric.world_size == 1:
+def highest(number: int, world: int, device: torch.device | str = "cpu") -> int:
+    """The highest of the numbers of `world` processes, which exchange them on a device."""
+    if world == 1:
         return number
-    found = torch.tensor(number, device=fabric.device)
+    found = torch.tensor(int(number), device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 

@@ -27,7 +27,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 
 from recyclelora.errors import UserError
 from recyclelora.pages.progress import Progress
-from recyclelora.runs.processes import launch_by_others, started
+from recyclelora.runs.processes import highest, launch_by_others, started
 from recyclelora.stopping import Request, Stopped, stopping_later
 
 Value = TypeVar("Value")
@@ -155,12 +155,8 @@ class Processes:
 
     def _highest(self, number: int) -> int:
         """The highest number of any process."""
-        if self.world == 1:
-            return number
-        highest = torch.tensor(int(number))
         with self._connected():
-            dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return int(highest)
+            return highest(number, self.world)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

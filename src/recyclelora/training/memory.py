@@ -31,7 +31,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it. What the driver and the allocator of a GPU take for themselves, about 1 GiB, is not in it."""
+        """All of it. What the driver and the allocator of a GPU take for themselves is not in it."""
         return self.frozen + self.trained + self.step
 
 

@@ -30,6 +30,7 @@ from recyclelora.pages.progress import Progress
 from recyclelora.runs.facts import best_validation, read_validations
 from recyclelora.runs.processes import agreed, highest
 from recyclelora.runs.run import Run
+from recyclelora.runs.sharing import rounds
 from recyclelora.stopping import Request
 from recyclelora.training.checkpoint import save_best
 from recyclelora.training.held_out import HeldOut
@@ -89,19 +90,18 @@ class Validation:
             domain.dataset, self.run.recipe.crop, self.module.segmenter.backbone.patch_size
         )
         matrix = ConfusionMatrix(len(domain.score_space))
-        pictures = pictured_images(len(domain)) if pictured else []
-        for first in range(0, len(domain), fabric.world_size):
+        pictures, seen = pictured_images(len(domain)) if pictured else [], progress.done
+        for index in rounds(len(domain), fabric.global_rank, fabric.world_size):
             if agreed(fabric, request):
                 return None
-            index = first + fabric.global_rank
-            image, truth = domain.read_scored(index) if index < len(domain) else (None, None)
+            image, truth = (None, None) if index is None else domain.read_scored(index)
             with self._in_step(None if image is None else (image.shape[0], image.shape[1]), plan):
                 if image is not None and truth is not None:
                     prediction = scored_prediction(lambda x: self.module.segmenter.predict(x, plan), domain, image)
                     matrix.update(truth, prediction)
                     if index in pictures:
                         write_picture(self.run, step, pictures.index(index), prediction)
-            progress.advance(min(fabric.world_size, len(domain) - first))
+            progress.advance(min(fabric.world_size, seen + len(domain) - progress.done))
         counts = fabric.all_reduce(torch.from_numpy(matrix.counts).to(fabric.device), reduce_op="sum")
         assert isinstance(counts, Tensor)
         return counts
@@ -117,7 +117,7 @@ class Validation:
             yield
             return
         own = 0 if size is None else passes(size, plan, segmenter.backbone.patch_size)
-        most = highest(self.fabric, own)
+        most = highest(own, self.fabric.world_size, self.fabric.device)
         yield
         nothing = torch.zeros(1, 3, plan.window, plan.window, dtype=torch.uint8, device=self.fabric.device)
         with torch.inference_mode():
