@@ -228,6 +228,16 @@ def test_a_difference_counts_by_what_it_does_to_probabilities(run_of):
         assert (parity.agreement, parity.sound) == (1, sound)
 
 
+@pytest.mark.parametrize("change", [{"blend": "hann"}, {"flip": True}, {"scales": [1.0, 1.5]}])
+def test_an_export_takes_one_view_whose_windows_count_alike(change, run_of):
+    run = run_of()
+    model, image = load(run.path, device="cpu"), np.random.default_rng(0).integers(0, 256, (96, 120, 3), np.uint8)
+    plain, changed = (Trained(each, run) for each in (model, model.with_evaluation(**change)))
+    assert changed.model.plan() != changed.plan
+    assert changed.plan.window < 96  # several windows, which overlap
+    assert np.array_equal(plain.scores()(image), changed.scores()(image))
+
+
 def test_a_change_of_classes_is_refused_however_small_it_is():
     even = np.zeros((2, 10, 100), np.float32)
     other = even.copy()

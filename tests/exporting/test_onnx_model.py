@@ -69,7 +69,9 @@ def source(tmp_path_factory):
 
 
 def exported(head, method, source, folder):
-    recipe = tiny_recipe(method, head, backbone={**TINY, "weights": "random"}, sources=[f"folder={source}"])
+    values = {"backbone": {**TINY, "weights": "random"}, "sources": [f"folder={source}"]}
+    values |= {"evaluation": {"blend": "hann"}} if head == "concat" else {}  # which is not exported
+    recipe = tiny_recipe(method, head, **values)
     run, _ = made_run(folder / "run", recipe)
     made = recyclelora.export(run.path, folder / "out", "onnx", window=64)
     return load(run.path, device="cpu").with_evaluation(window=64), made
@@ -88,7 +90,6 @@ def test_every_head_is_exported_for_any_number_of_windows(head, method, source, 
     assert capfd.readouterr() == ("", "")
     assert made.files == ["export.json", "model.onnx", "sliding.py"]
     assert made.parity.logits < 1e-5
-    assert (made.parity.difference == made.parity.logits) == (head == "mask2former")  # its logits are probabilities
     assert made.parity.agreement == 1
     stored = onnx.load(made.path / "model.onnx")
     assert {each.domain: each.version for each in stored.opset_import}[""] == 20

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
-from scipy.special import softmax
 
-from recyclelora.models.heads.head import PixelHead
+from recyclelora.models import logits as logits_of_pixels
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import Forward, summed_scores
 from recyclelora.runs.predictor import Predictor
@@ -36,8 +36,8 @@ class Trained:
 
     @cached_property
     def plan(self) -> Plan:
-        """The window and stride for an image at its own size; exports take no mirrored or rescaled views."""
-        return replace(self.model.plan(), box=None, flip=False, scales=(1.0,))
+        """The window and stride for an image at its own size; exports take one view, whose windows all count alike."""
+        return replace(self.model.plan(), box=None, flip=False, scales=(1.0,), blend="uniform")
 
     @property
     def patch(self) -> int:
@@ -45,10 +45,10 @@ class Trained:
         return self.model.segmenter.backbone.patch_size
 
     def probabilities(self, logits: Float[np.ndarray, "classes h w"]) -> Float[np.ndarray, "classes h w"]:
-        """Softmax for heads of one logit per pixel and class; those of a mask head are sums of probabilities."""
-        if isinstance(self.model.segmenter.head, PixelHead):
-            return softmax(logits, axis=0)  # type: ignore[no-any-return]
-        return logits
+        """The probabilities of the classes; see `recyclelora.models.logits`."""
+        size = logits.shape[1], logits.shape[2]
+        found = logits_of_pixels.probabilities(torch.from_numpy(logits), size, 1, self.model.segmenter.head.SOFTMAX)
+        return found.numpy()
 
     def scores(self, forward: Forward | None = None) -> Scores:
         """The logits of an image, by the model or by another function of windows."""
