@@ -11,6 +11,8 @@ SMALL_HEAD = {
     "decoder_feedforward": 96, "points": 64,
 }  # fmt: skip
 
+SMALL_EOMT = {"queries": 4, "blocks": 1, "points": 64}
+
 
 def write_folder(root, count=4, size=(40, 56), seed=0, classes=None):
     """Images of coloured stripes on a ground, with labels that follow the colours."""

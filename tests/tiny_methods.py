@@ -4,14 +4,14 @@ import json
 
 import torch
 
-from miniatures import SMALL_HEAD, TINY
+from miniatures import SMALL_EOMT, SMALL_HEAD, TINY
 from recyclelora.methods import METHODS
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.run import Run, versions
 
 NAMES, COLOURS = ["ground", "sky", "tree"], [[90, 90, 90], [60, 120, 220], [0, 160, 40]]
-HEADS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": SMALL_HEAD}
+HEADS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": SMALL_HEAD, "eomt": SMALL_EOMT}
 
 ADAPTERS = {method: {"rank": 4, "alpha": 4.0} for method in METHODS}
 ADAPTERS |= {"frozen": {}, "full": {}, "rein": {"tokens": 4, "rank": 2}, "qr-lora": {"rank": 6}}
@@ -50,7 +50,7 @@ def learn(segmenter, steps=3):
 def outputs(segmenter):
     """The outputs of the backbone and of the whole model for two images."""
     with torch.no_grad():
-        return [*segmenter.features(images()), segmenter(images())]
+        return [*segmenter.backbone((images() - segmenter.mean) / segmenter.std), segmenter(images())]
 
 
 def made_run(folder, recipe):

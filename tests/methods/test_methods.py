@@ -162,7 +162,7 @@ def test_the_optimiser_has_each_parameter_once_at_the_rate_of_its_role(method, h
     found = [names[id(p)] for group in groups for p in group["params"]]
     assert sorted(found) == sorted(trained_names(segmenter))
     rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
-    of_head = {"other", "undecayed"} if head == "mask2former" else {"other"}
+    of_head = {"other", "undecayed"} if head in ("mask2former", "eomt") else {"other"}
     assert rates.keys() == GROUPS.get(method, {"adapter"}) | of_head
     expected = {
         "main": (1.0, 0.0), "sub": (0.25, 0.0), "adapter": (1.0, 0.0), "backbone": (1.0, 0.5),

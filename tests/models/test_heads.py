@@ -23,6 +23,8 @@ from references import bilinear
 ARGS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": SMALL_HEAD}
 UPSCALED = {"linear": 1, "concat": 4}
 """Heads with one logit per class and pixel, and by how much their logits are larger than the feature maps."""
+of_maps = pytest.mark.parametrize("name", ARGS)
+"""Heads that take feature maps; `eomt`, which joins the backbone's blocks, has tests of its own."""
 per_pixel = pytest.mark.parametrize("name", UPSCALED)
 
 
@@ -58,7 +60,7 @@ def make(name, channels, classes):
     return get_head(name)(channels, classes, **ARGS[name])
 
 
-@pytest.mark.parametrize("name", HEADS)
+@of_maps
 def test_logits_stay_in_float32_where_matrices_are_multiplied_in_half_precision(name):
     """So that 256 steps of a half-precision number do not make classes of equal logits."""
     channels = [24] * (4 if get_head(name).PYRAMID else 1)
@@ -69,7 +71,7 @@ def test_logits_stay_in_float32_where_matrices_are_multiplied_in_half_precision(
     assert len(logits.unique()) > 5 * 64 * 64 // 2  # of numbers in half precision many would be equal
 
 
-@pytest.mark.parametrize("name", HEADS)
+@of_maps
 def test_every_head_implements_the_interface(name):
     head = make(name, [16] * 4, 3)
     assert isinstance(head, Head)
@@ -85,7 +87,7 @@ def test_every_head_implements_the_interface(name):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5), (3, 3), (3, 2), (5, 4)], ids=str)
-@pytest.mark.parametrize("name", HEADS)
+@of_maps
 def test_images_of_a_few_patches_do_not_depend_on_the_batch(name, shape):
     head = make(name, [16] * 4, 3)
     size = (16 * shape[0], 16 * shape[1])
@@ -123,7 +125,7 @@ def dtype(request):
 
 
 @pytest.mark.parametrize("ends", [(1, 2, 3, 4), (2, 4), (1, 4), (4,)], ids=str)
-@pytest.mark.parametrize("name", HEADS)
+@of_maps
 def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(name, ends, dtype):
     rounding = 1e-12 if dtype == torch.float64 else 1e-4
     head = make(name, [16] * 4, 7).to(dtype)
@@ -140,7 +142,7 @@ def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(name, ends, 
     assert largest > 0
 
 
-@pytest.mark.parametrize("name", HEADS)
+@of_maps
 def test_the_loss_is_normalised_by_the_amounts_that_are_given(name):
     head, features, labels = make(name, [16] * 4, 7), maps(*[(4, 16, 4, 4)] * 4), unequal_labels()
     loss, amounts = head.loss(features, labels, [5, 6, 7, 8]), head.amounts(labels)
@@ -175,7 +177,7 @@ for name, sizes in eval(sys.argv[1]).items():
 
 def test_compiled_heads_give_the_same_loss():
     # In a process of its own: the compiler does not trace functions whose shapes are checked.
-    command = [sys.executable, "-c", COMPILED, repr({name: ARGS[name] for name in HEADS})]
+    command = [sys.executable, "-c", COMPILED, repr({name: ARGS[name] for name in ARGS})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -79,7 +79,7 @@ def test_a_mirrored_image_gets_mirrored_classes_where_both_are_averaged():
 class Spy(nn.Module):
     """Replaces a backbone and returns its images as a feature map."""
 
-    def forward(self, images):
+    def forward(self, images, joining):
         return [images]
 
 

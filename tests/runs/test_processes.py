@@ -10,7 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from miniatures import SMALL_HEAD, TINY, write_folder
+from miniatures import SMALL_EOMT, SMALL_HEAD, TINY, write_folder
 from recyclelora.data.labels import IGNORE
 from recyclelora.recipe import make_recipe, read_recipe
 from recyclelora.runs.build import build
@@ -23,6 +23,7 @@ SETTINGS = {
     "optim": {"lr": 0.003},
 }  # fmt: skip
 HEADS = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": {**SMALL_HEAD, "width": 64}}
+HEADS["eomt"] = SMALL_EOMT
 """At a width of 32, Mask2Former has one channel per group of a norm, which cancels the bias of a convolution before it:
 its gradient is rounding noise, which Adam enlarges."""
 
@@ -84,7 +85,9 @@ def check_said(code, out, err):
     assert out.count("5 steps done") == 1
 
 
-@pytest.mark.parametrize("head", ["linear", "mask2former", pytest.param("concat", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head", ["linear", "mask2former", *(pytest.param(head, marks=pytest.mark.slow) for head in ("concat", "eomt"))]
+)
 def test_two_processes_train_the_weights_of_one(head, tmp_path, monkeypatch):
     import yaml
 

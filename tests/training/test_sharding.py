@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from labelled_files import refused
-from miniatures import SMALL_HEAD, TINY, write_folder
+from miniatures import SMALL_EOMT, SMALL_HEAD, TINY, write_folder
 from recyclelora.recipe import make_recipe, read_recipe
 from recyclelora.training.estimate import estimate
 from recyclelora.training.train import train
@@ -19,6 +19,7 @@ MASKS = {"head": "mask2former", "head_args": {**SMALL_HEAD, "width": 64}}
 CASES = {
     "mask2former in parts": MASKS | {"method": "recyclelora", "adapter": {"r_main": 4, "r_sub": 2}},
     "linked queries": MASKS | {"method": "rein", "adapter": {"tokens": 4}},
+    "queries in the blocks": {"head": "eomt", "head_args": SMALL_EOMT, "method": "recyclelora"},
     "norms of weights": {"method": "dora", "backbone": {**TINY, "grad_checkpointing": True}},
     "only the head": {"method": "frozen"},
     "averages": {"method": "milora", "optim": {"average": 0.5, "lr": 0.003}},

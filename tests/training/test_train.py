@@ -13,7 +13,7 @@ from schedules import of_mmengine
 
 import recyclelora
 from labelled_files import refused
-from miniatures import SMALL_HEAD, TINY, write_folder
+from miniatures import SMALL_EOMT, SMALL_HEAD, TINY, write_folder
 from recyclelora.methods import METHODS
 from recyclelora.models.heads.linear import LinearHead
 from recyclelora.recipe import make_recipe
@@ -151,6 +151,7 @@ def test_these_settings_do_not_change_the_result(change, base, sources, tmp_path
 
 
 HEAD_SIZES = {"linear": {}, "concat": {"width": 12, "hidden": 8}, "mask2former": {**SMALL_HEAD, "width": 64}}
+HEAD_SIZES["eomt"] = SMALL_EOMT
 """At a width of 32, Mask2Former has one channel per group of a norm: the gradient of a bias before it is noise."""
 
 

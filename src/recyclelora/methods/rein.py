@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from recyclelora.errors import UserError
 from recyclelora.methods.base import Method, MethodSettings
 from recyclelora.models.backbone import Backbone
-from recyclelora.models.heads.mask2former import Mask2FormerHead
+from recyclelora.models.heads.mask_head import MaskHead
 
 
 class ReinSettings(MethodSettings):
@@ -134,16 +134,16 @@ class Rein(Method[ReinSettings]):
         Raises:
             UserError: the numbers of tokens and queries differ.
         """
-        if not isinstance(head, Mask2FormerHead):
+        if not isinstance(head, MaskHead):
             return
         blocks = list(backbone.model.blocks)
-        tokens, queries = len(blocks[0].rein_A), head.config.num_queries
+        tokens, queries = len(blocks[0].rein_A), head.queries
         if tokens != queries:
             raise UserError(
                 f"method rein: {tokens} tokens per block, but the head has {queries} queries, each of which is linked "
                 f"to one token; set adapter.tokens={queries} or head_args.queries={tokens}"
             )
-        head.take_query_contents(LinkedQueries(blocks, head.config.hidden_dim))
+        head.take_query_contents(LinkedQueries(blocks, head.width))
 
 
 METHOD = Rein("rein", "Wei et al., CVPR 2024, arXiv 2312.04265")

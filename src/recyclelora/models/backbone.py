@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.models.joining import Joining, join
 from recyclelora.models.weights import load_weights, nonfinite, weights_hash
 
 Resampling = Literal["timm", "published"]
@@ -100,13 +101,15 @@ class Backbone(nn.Module):
         self.mean: tuple[float, float, float] = tuple(self.model.pretrained_cfg["mean"])
         self.std: tuple[float, float, float] = tuple(self.model.pretrained_cfg["std"])
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h_ w_"]]:
-        """One map per entry of `indices`, h_ = h / patch_size and w_ = w / patch_size.
+    def forward(self, images: Float[Tensor, "b 3 h w"], joining: Joining | None = None) -> list[Float[Tensor, "b ..."]]:
+        """One map (b, c, h / patch_size, w / patch_size) per entry of `indices`; or what `joining` returns.
 
         Raises UserError for a height or width that is not a multiple of the patch size, and for any other size if the
         model has a fixed size.
         """
         self._check_size(images.shape[-2], images.shape[-1])
+        if joining is not None:
+            return join(self.model, images, joining, self.norm)
         blocks = sorted(set(self.indices))
         maps = self.model.forward_intermediates(
             images, indices=blocks, norm=self.norm, stop_early=True, output_fmt="NCHW", intermediates_only=True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recyclelora.models.backbone import Backbone
 from recyclelora.models.heads.head import Head
+from recyclelora.models.joining import check_joining
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import Classified, class_probabilities, classify, classify_with_doubt
 
@@ -30,22 +31,32 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         super().__init__()
+        if (joining := head.joining()) is not None:
+            check_joining(backbone.model, backbone.model_name, joining.blocks)
         self.backbone = backbone
         self.head = head
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
     def features(
-        self, images: UInt8[Tensor, "b 3 h w"], sizes: Int64[Tensor, "b 2"] | None = None
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        """The backbone's feature maps of normalised images; beyond `sizes` (h, w), if given, the images are 0."""
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        sizes: Int64[Tensor, "b 2"] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "b ..."]]:
+        """What the head takes of normalised images: the backbone's feature maps, or what its `joining` returns.
+
+        Args:
+            sizes: beyond these (h, w) the images are 0.
+            keys: as in `Head.joining`.
+        """
         normalised = (images - self.mean) / self.std
         if sizes is not None:
             rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
             inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None]
             normalised = normalised * inside
-        maps: list[Tensor] = self.backbone(normalised)
-        return maps
+        features: list[Tensor] = self.backbone(normalised, self.head.joining(keys))
+        return features
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes h w"]:
         scores: Tensor = self.head(self.features(images), images.shape[-2:])
@@ -60,7 +71,9 @@ class Segmenter(nn.Module):
         amounts: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The head's loss on a batch; `sizes` as in `features`, `keys` and `amounts` as in `Head.loss`."""
-        return self.head.loss(self.features(images, sizes), labels, keys, amounts)
+        if keys is None:
+            keys = torch.randint(2**31, (len(images),)).tolist()
+        return self.head.loss(self.features(images, sizes, keys), labels, keys, amounts)
 
     def predict(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> UInt8[np.ndarray, "h w"]:
         """Train ids of one image of any size, at its own size; see `recyclelora.models.sliding`."""

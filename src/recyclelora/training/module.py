@@ -68,7 +68,7 @@ class SegmentationModule(nn.Module):
         return torch.optim.AdamW(groups)
 
     def schedule(self, step: int, groups: list[dict[str, Any]], first: list[dict[str, float]]) -> None:
-        """Set the rate and the weight decay of each group of parameters for a step.
+        """Set the rate and the weight decay of each group of parameters for a step, and what else depends on it.
 
         Args:
             first: `lr` and `weight_decay` of each group as the optimiser was made.
@@ -78,6 +78,7 @@ class SegmentationModule(nn.Module):
             factor = 0.0 if late else rate_factor(step, self.steps, self.optim.power, self.optim.warmup)
             group["lr"] = start["lr"] * factor
             group["weight_decay"] = cosine(step, self.steps, start["weight_decay"], self.optim.final_weight_decay)
+        self.segmenter.head.begin_step(step / (self.steps - 1) if self.steps > 1 else 1.0)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""

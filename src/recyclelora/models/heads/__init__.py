@@ -13,7 +13,7 @@ from recyclelora.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from recyclelora.models.heads.head import Head
 
-HEADS = ("linear", "concat", "mask2former")
+HEADS = ("linear", "concat", "mask2former", "eomt")
 
 
 def get_head(name: str) -> type[Head]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from recyclelora.data.labels import IGNORE
+from recyclelora.models.joining import Joining
 
 
 class Head(nn.Module, ABC):
@@ -31,6 +32,18 @@ class Head(nn.Module, ABC):
     FINAL_NORM: ClassVar[bool]
     PYRAMID: ClassVar[bool]
     SOFTMAX: ClassVar[bool] = True
+
+    def joining(self, keys: Sequence[int] | None = None) -> Joining | None:
+        """What of the head joins the backbone's last blocks, if anything; its features are then what this returns.
+
+        Args:
+            keys: for a loss, one number per image, which seeds the random choices.
+        """
+        return None
+
+    def begin_step(self, progress: float) -> None:
+        """What changes as a training goes on, from 0 at its first step to 1 at its last; nothing in most heads."""
+        return
 
     @abstractmethod
     def forward(
