@@ -80,7 +80,14 @@ def exported(head, method, source, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "method"),
-    [("linear", "recyclelora"), ("concat", "lora"), ("mask2former", "recyclelora"), ("mask2former", "rein")],
+    [
+        ("linear", "recyclelora"),
+        ("concat", "lora"),
+        ("mask2former", "recyclelora"),
+        ("mask2former", "rein"),
+        ("eomt", "dora"),
+        ("eomt", "rein"),
+    ],
 )
 def test_every_head_is_exported_for_any_number_of_windows(head, method, source, tmp_path, capfd):
     onnx = pytest.importorskip("onnx")

@@ -42,9 +42,12 @@ def check_packages() -> None:
 
 def write(trained: Trained, folder: Path) -> Scores:
     """Write the model and the script; what is returned computes with both."""
+    inner = torch.nn.Sequential(
+        trained.model.segmenter
+    )  # a dot in the names of its tensors: "mean" is also an operator
     with _quiet():
         program = torch.onnx.export(
-            trained.model.segmenter, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
+            inner, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
         assert program is not None

@@ -78,7 +78,7 @@ def join(model: Any, images: Float[Tensor, "b 3 h w"], joining: Joining, norm: b
     )
     patches, before = ends[0] if prefix else (ends[0], ends[0][:, :0])
     grid = tuple(model.patch_embed.dynamic_feat_size(images.shape[-2:]))
-    own = joining.tokens.to(patches.dtype).expand(len(images), -1, -1)
+    own = joining.tokens.to(patches.dtype).expand(images.shape[0], -1, -1)
     x = torch.cat([before, patches, own], 1)
     count, start = own.shape[1], prefix + patches.shape[1]
     rope = _rope(model, grid, count)
