@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,16 @@ def choose(way: str, options: argparse.Namespace) -> dict[float, float]:
     return scores
 
 
-def on_targets(way: str, lr: float, options: argparse.Namespace) -> dict[str, float]:
-    """mIoU of the chosen run on each domain."""
+def on_targets(way: str, lr: float, options: argparse.Namespace, done: Container[str] = ()) -> dict[str, float]:
+    """mIoU of the chosen run on each domain that is not done."""
     folder = options.out / f"{way.replace(', ', '-').replace(' ', '-')}-{lr:g}"
     specs = {domain: (f"{domain}:streets:{domain}", "test", options.images) for domain in DOMAINS}
     if options.camvid:
         specs["CamVid"] = (f"CamVid:camvid={options.camvid}", "test", None)
     found = {}
     for label, (spec, split, limit) in specs.items():
+        if label in done:
+            continue
         file = folder / f"target-{label}.json"
         if not file.is_file():
             model = load(folder)
@@ -155,7 +157,8 @@ def main() -> None:
         validation_scores = before.get("validation", {}) | {f"{rate:g}": score for rate, score in scores.items()}
         best = max(validation_scores, key=validation_scores.__getitem__)
         row = {"steps": options.steps, "rate": best, "validation": validation_scores}
-        row["targets"] = before["targets"] if before.get("rate") == best else on_targets(way, float(best), options)
+        row["targets"] = before["targets"] if before.get("rate") == best else {}
+        row["targets"] |= on_targets(way, float(best), options, done=row["targets"])
         result |= {way: row, "cores": os.cpu_count(), "versions": versions()}
         write_json(options.results, result)
 
