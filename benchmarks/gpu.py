@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --only check    # whether factors, a step and a training are those of the CPU
 
 Timed are the factorisation of all weights of DINOv2-L and of DINOv3-7B (benchmarks/rrqr.py), an adapted step against
-one of a plain LoRA (adapter.py), and a training step of g2cbm as published, in bfloat16 and compiled, with both heads
+one of a plain LoRA (adapter.py), and a training step of g2cbm as published, in bfloat16 and compiled, with three heads
 and in parts (train.py). Each script can also be called alone. Without a GPU only the check runs, on the CPU.
 """
 
@@ -39,6 +39,7 @@ TRAININGS = {
     "mask2former": ["--ways", "published", "bf16", "bf16, compile", "bf16, checkpointing"],
     "mask2former, 4 parts": ["--ways", "published", "bf16", "--set", "accumulate=4"],
     "linear": ["--ways", "published", "bf16", "bf16, compile", "--set", "head=linear"],
+    "eomt": ["--ways", "published", "bf16", "bf16, compile", "--set", "head=eomt", "--set", "head_args={blocks: 4}"],
 }
 
 

@@ -1,6 +1,7 @@
 """Trained models are used, and saved with their merged backbone: then only their folder is needed."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -18,11 +19,14 @@ from recyclelora.models.backbone import Backbone
 from recyclelora.models.weights import weights_hash
 from recyclelora.runs.predictor import load
 from recyclelora.runs.run import open_run
+from recyclelora.stopping import Stopped
+from recyclelora.training import loop
 from recyclelora.training.train import train
 from tiny_methods import NAMES, images, made_run, tiny_recipe, unsealed
 
 CASES = [(method, "linear") for method in METHODS]
 CASES += [(method, "mask2former") for method in ("recyclelora", "soma", "frozen", "rein", "qr-lora")]
+CASES += [(method, "eomt") for method in ("recyclelora", "rein")]
 
 
 def picture(seed=0, size=(40, 56)):
@@ -93,6 +97,18 @@ def test_a_model_of_a_real_training_is_saved(tmp_path):
     assert np.array_equal(saved.predict(picture()), model.predict(picture()))
     assert train(run.recipe, saved.run.path, resume=True).step == 2  # it is finished: nothing is trained
     assert saved.run.backbone.is_file()
+
+
+def test_masks_of_the_queries_are_gone_when_a_training_ends_and_not_before(tmp_path, monkeypatch):
+    town = write_folder(tmp_path / "town", classes=("ground", "sky"))
+    recipe = tiny_recipe("recyclelora", "eomt", sources=[f"folder={town}"], steps=3)
+    run = train(recipe, tmp_path / "run")
+    assert load(run.path, device="cpu").segmenter.head.masked == (False,)
+    monkeypatch.setattr(loop, "agreed", lambda *_: signal.SIGTERM)  # another stops after its first step
+    with pytest.raises(Stopped):
+        train(recipe, tmp_path / "stopped")
+    head = load(tmp_path / "stopped", device="cpu", checkpoint="last").segmenter.head
+    assert (head.shares.tolist(), head.masked) == ([1.0], (True,))
 
 
 def test_a_saved_folder_is_evaluated_like_its_run(tmp_path):
