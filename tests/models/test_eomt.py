@@ -1,6 +1,7 @@
 """EoMT against transformers' own model of the same weights, and as a head that learns in any step's parts."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -120,6 +121,7 @@ def test_masks_are_annealed_block_after_block(progress, shares, masked):
     again = EomtHead([48], 5, queries=7)
     again.load_state_dict(head.state_dict())
     assert list(again.masked) == masked
+    assert list(pickle.loads(pickle.dumps(again)).masked) == masked
 
 
 def where_allowed(model, keys):

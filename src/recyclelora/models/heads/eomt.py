@@ -71,7 +71,7 @@ class EomtHead(MaskHead):
         self.class_predictor = nn.Linear(channels[-1], classes + 1)
         self.register_buffer("shares", torch.ones(blocks))
         self.masked = (True,) * blocks
-        self.register_load_state_dict_post_hook(lambda module, _: module._see_shares())
+        self.register_load_state_dict_post_hook(EomtHead._see_shares)
 
     shares: Tensor
     """The share of queries that attend inside their masks, for each of the blocks."""
@@ -93,7 +93,7 @@ class EomtHead(MaskHead):
         self.shares.copy_(torch.tensor([(1 - min(max(turn, 0.0), 1.0)) ** POWER for turn in turns]))
         self._see_shares()
 
-    def _see_shares(self) -> None:
+    def _see_shares(self, keys: Any = None) -> None:
         """Which blocks have masks at inference: those where at least half of the queries would have them."""
         self.masked = tuple(share >= 0.5 for share in self.shares.tolist())
 
