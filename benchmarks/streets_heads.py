@@ -47,7 +47,7 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {  # changes of the 
     "concat, rare classes": ({"head": "concat", "rare": RARE}, (3e-4, 1e-3, 3e-3)),
     "mask2former": ({"head": "mask2former"}, (3e-4, 1e-3, 1e-4)),
     AS_TRANSFORMERS: ({"head": "mask2former"}, (1e-4, 3e-4, 1e-3)),
-    "eomt": ({"head": "eomt"}, (3e-4, 1e-3, 1e-4)),
+    "eomt": ({"head": "eomt"}, (3e-4, 1e-3, 3e-3)),
 }
 DOMAINS = ("clear", "fog", "night", "rain", "snow")
 RESULTS = Path(__file__).parent / "results" / "streets_heads.json"
