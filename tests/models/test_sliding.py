@@ -15,6 +15,7 @@ from scipy.stats import entropy
 from torch.profiler import ProfilerActivity, profile
 
 from labelled_files import picture, refused
+from recyclelora.models.batches import Batches
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import (
     _bands,
@@ -24,7 +25,7 @@ from recyclelora.models.sliding import (
     passes,
     summed_scores,
 )
-from recyclelora.models.windows import window_starts
+from recyclelora.models.windows import seen, window_starts
 from references import bilinear
 
 CLASSES = 5
@@ -258,13 +259,17 @@ def test_logits_and_classes_are_those_of_a_window_that_holds_all_logits(case, mo
     np.testing.assert_array_equal(classify(ByPlace(), image, plan, patch, "cpu"), highest)
 
 
+def bands_of(forward, image, plan, patch):
+    return _bands(Batches(forward, plan.batch_size), seen(image, plan, patch, "cpu"))
+
+
 @given(cases(largest=40), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_bands_hold_the_logits_of_the_whole_to_the_bit(case, flip):
     patch, plan, image = made(case, flip=flip)
     model, whole = ByPlace(), ByPlace()
     with torch.inference_mode():
-        bands = [band.clone() for band in _bands(model, image, plan, patch, "cpu")]
+        bands = [band.clone() for band in bands_of(model, image, plan, patch)]
     assert torch.equal(torch.cat(bands, 1), all_held(whole, image, plan, patch))
     assert sorted(model.seen) == sorted(whole.seen)
     assert model.batches == whole.batches
@@ -275,7 +280,7 @@ def test_bands_hold_the_logits_of_the_whole_to_the_bit(case, flip):
 def test_bands_of_blended_windows_hold_the_logits_of_the_whole(case, flip):
     patch, plan, image = made(case, flip=flip, blend="hann")
     with torch.inference_mode():
-        bands = [band.clone() for band in _bands(ByPlace(), image, plan, patch, "cpu")]
+        bands = [band.clone() for band in bands_of(ByPlace(), image, plan, patch)]
     assert torch.equal(torch.cat(bands, 1), summed_scores(ByPlace(), image, plan, patch, "cpu"))
 
 
@@ -298,7 +303,7 @@ def test_blended_windows_leave_no_jump_at_their_borders(blend, highest):
 def test_a_row_goes_on_as_soon_as_no_window_reaches_it(flip, blend):
     image, plan = picture(37, 20), Plan("test", 16, 5, flip=flip, blend=blend)
     with torch.inference_mode():
-        bands = [band.shape[1] for band in _bands(ByPlace(), image, plan, 1, "cpu")]
+        bands = [band.shape[1] for band in bands_of(ByPlace(), image, plan, 1)]
     assert bands == [5, 5, 5, 5, 1, 16]  # windows start at rows 0, 5, 10, 15, 20 and 21
 
 

@@ -99,6 +99,22 @@ def test_several_images_give_a_list_and_say_how_far_they_are(linear, tmp_path, c
     assert [result.labels.shape for result in linear(torch.zeros(2, 3, 40, 56))] == [(40, 56)] * 2
 
 
+def test_small_images_fill_a_batch_together(linear, monkeypatch):
+    model, sizes = linear.with_evaluation(batch_size=8), []
+    images = [picture(24, 30, seed=number) for number in range(8)]
+    alone = [model(image) for image in images]
+    plain = model.segmenter.head.forward
+    monkeypatch.setattr(
+        model.segmenter.head, "forward", lambda maps, size: sizes.append(len(maps[0])) or plain(maps, size)
+    )
+    results = model(images)
+    assert sizes == [8]
+    for result, expected in zip(results, alone, strict=True):
+        np.testing.assert_array_equal(result.labels, expected.labels)
+        np.testing.assert_allclose(result.confidence, expected.confidence, atol=1e-6)
+        np.testing.assert_allclose(result.probabilities(), expected.probabilities(), atol=1e-6)
+
+
 def test_errors_name_the_run_and_the_image(linear, tmp_path):
     refused(lambda: linear(tmp_path / "none.png"), "none.png: no such image")
     torch.nn.init.constant_(linear.segmenter.head.classifier.bias, float("nan"))

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from recyclelora.models import logits as logits_of_pixels
+from recyclelora.models.batches import Forward
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import Forward, summed_scores
+from recyclelora.models.sliding import summed_scores
 from recyclelora.runs.predictor import Predictor
 from recyclelora.runs.run import Run
 

@@ -5,7 +5,7 @@ uint8 RGB (b, 3, h, w) --- backbone ---> feature maps --- head ---> logits (b, c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from recyclelora.models.backbone import Backbone
+from recyclelora.models.batches import Ahead, Batches
 from recyclelora.models.heads.head import Head
 from recyclelora.models.joining import check_joining
 from recyclelora.models.plan import Plan
-from recyclelora.models.sliding import Classified, class_probabilities, classify, classify_with_doubt
+from recyclelora.models.sliding import Classified, class_probabilities, classify, classify_seen
+from recyclelora.models.windows import Seen, seen
 
 
 class Segmenter(nn.Module):
@@ -79,10 +81,15 @@ class Segmenter(nn.Module):
         """Train ids of one image of any size, at its own size; see `recyclelora.models.sliding`."""
         return classify(self, image, plan, self.backbone.patch_size, self.mean.device)
 
-    def predict_with_doubt(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> Classified:
-        """Train ids as `predict`, with confidence and entropy; see `recyclelora.models.logits`."""
+    def seen_ahead(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]], plan: Plan) -> tuple[Ahead, Batches]:
+        """Images for `predict_seen`, and the batches that their windows fill together."""
         patch, device = self.backbone.patch_size, self.mean.device
-        return classify_with_doubt(self, image, plan, patch, device, self.head.SOFTMAX)
+        ahead = Ahead(seen(image, plan, patch, device) for image in images)
+        return ahead, Batches(self, plan.batch_size, ahead)
+
+    def predict_seen(self, image: Seen, plan: Plan, batches: Batches) -> Classified:
+        """Train ids as `predict`, with confidence and entropy, of an image of `seen_ahead`; they are taken in order."""
+        return classify_seen(batches, image, plan, self.head.SOFTMAX)
 
     def probabilities(self, image: UInt8[np.ndarray, "h w 3"], plan: Plan) -> Float32[np.ndarray, "classes h w"]:
         """The probabilities of the classes of one image of any size, at its own size."""

@@ -17,22 +17,19 @@ other than 1, memory holds one batch and the logits (classes, h, w) at the plan'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from recyclelora.errors import UserError
+from recyclelora.models.batches import Batches, Forward
 from recyclelora.models.logits import doubt, highest, probabilities, rescaled
 from recyclelora.models.plan import Plan, Size
-from recyclelora.models.windows import View, placed, views
-
-Forward = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b classes h w"]]
+from recyclelora.models.windows import Seen, View, placed, scaled, seen
 
 
 @torch.inference_mode()
@@ -49,8 +46,9 @@ def classify(
     Raises:
         UserError: logits are NaN or infinite.
     """
-    parts = [_class_of(*part) for part in _final(forward, image, plan, patch, device)]
-    _check_finite([finite for _, finite in parts], image)
+    shown = seen(image, plan, patch, device)
+    parts = [_class_of(*part) for part in _final(Batches(forward, plan.batch_size), shown, plan)]
+    _check_finite([finite for _, finite in parts], shown.own)
     return torch.cat([classes for classes, _ in parts]).cpu().numpy()
 
 
@@ -75,11 +73,15 @@ def classify_with_doubt(
 
     It takes 8 bytes a pixel more.
     """
-    parts = [
-        _doubted(logits, size, plan.views, softmax) for logits, size in _final(forward, image, plan, patch, device)
-    ]
+    return classify_seen(Batches(forward, plan.batch_size), seen(image, plan, patch, device), plan, softmax)
+
+
+@torch.inference_mode()
+def classify_seen(batches: Batches, image: Seen, plan: Plan, softmax: bool = True) -> Classified:
+    """As `classify_with_doubt`, of an image whose windows may share batches with those of other images."""
+    parts = [_doubted(logits, size, plan.views, softmax) for logits, size in _final(batches, image, plan)]
     classes, finite, confidence, entropy = zip(*parts, strict=True)
-    _check_finite(finite, image)
+    _check_finite(finite, image.own)
     return Classified(*(torch.cat(each).cpu().numpy() for each in (classes, confidence, entropy)))
 
 
@@ -95,7 +97,7 @@ def class_probabilities(
     """The probabilities of the classes of each pixel, which take 4 bytes for each class and pixel."""
     found: np.ndarray | None = None
     first = 0
-    for logits, size in _final(forward, image, plan, patch, device):
+    for logits, size in _final(Batches(forward, plan.batch_size), seen(image, plan, patch, device), plan):
         part = probabilities(logits, size, plan.views, softmax)
         if found is None:
             found = np.empty((len(part), *image.shape[:2]), np.float32)
@@ -105,16 +107,13 @@ def class_probabilities(
     return found
 
 
-def _final(
-    forward: Forward, image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str
-) -> Iterator[tuple[Float[Tensor, "classes _ _"], Size]]:
+def _final(batches: Batches, image: Seen, plan: Plan) -> Iterator[tuple[Float[Tensor, "classes _ _"], Size]]:
     """Summed logits from top to bottom, each part with the size (h, w) of the pixels that it is for."""
-    own = image.shape[0], image.shape[1]
-    if plan.size(own) == own and tuple(plan.scales) == (1.0,):
-        for band in _bands(forward, image, plan, patch, device):
-            yield band, (band.shape[1], own[1])
+    if plan.size(image.own) == image.own and tuple(plan.scales) == (1.0,):
+        for band in _bands(batches, image):
+            yield band, (band.shape[1], image.own[1])
     else:
-        yield summed_scores(forward, image, plan, patch, device), own
+        yield _summed(batches, image, plan), image.own
 
 
 def _class_of(logits: Float[Tensor, "classes _ _"], size: Size) -> tuple[UInt8[Tensor, "h w"], Int64[Tensor, ""]]:
@@ -130,8 +129,8 @@ def _doubted(
     return classes, best.isfinite().sum(), *doubt(logits, size, best, views, softmax)
 
 
-def _check_finite(finite: Sequence[Int64[Tensor, ""]], image: UInt8[np.ndarray, "h w 3"]) -> None:
-    pixels = image.shape[0] * image.shape[1]
+def _check_finite(finite: Sequence[Int64[Tensor, ""]], size: Size) -> None:
+    pixels = size[0] * size[1]
     if wrong := pixels - int(torch.stack(list(finite)).sum()):
         raise UserError(
             f"the scores of {wrong} of {pixels} pixels are NaN or infinite, so they have no class; the "
@@ -147,15 +146,18 @@ def summed_scores(
 
     The sum has its maximum at the same class as the average.
     """
-    size = plan.size((image.shape[0], image.shape[1]))
+    return _summed(Batches(forward, plan.batch_size), seen(image, plan, patch, device), plan)
+
+
+def _summed(batches: Batches, image: Seen, plan: Plan) -> Float[Tensor, "classes h2 w2"]:
+    size = plan.size(image.own)
     total: Tensor | None = None
-    for scale in plan.scales:
-        scaled = _scaled(size, scale)
-        scores = total if scaled == size else None
-        for view in views(_resized(image, scaled), plan, patch, device):
-            scores = _add_view(scores, forward, view, plan.batch_size)
+    for at, views in image.scaled:
+        scores = total if at == size else None
+        for view in views:
+            scores = _add_view(scores, batches, view)
         assert scores is not None
-        total = scores if scaled == size else _add_rescaled(total, scores, size)
+        total = scores if at == size else _add_rescaled(total, scores, size)
     assert total is not None
     return total
 
@@ -164,19 +166,17 @@ def passes(size: Size, plan: Plan, patch: int) -> int:
     """How many batches of windows `classify` gives to the model for an image of a size (h, w)."""
     total = 0
     for scale in plan.scales:
-        _, tops, lefts = placed(_scaled(plan.size(size), scale), plan, patch)
+        _, tops, lefts = placed(scaled(plan.size(size), scale), plan, patch)
         total += math.ceil(len(tops) * len(lefts) / plan.batch_size)
     return total * (1 + plan.flip)
 
 
-def _add_view(
-    total: Float[Tensor, "classes h w"] | None, forward: Forward, view: View, batch_size: int
-) -> Float[Tensor, "classes h w"]:
+def _add_view(total: Float[Tensor, "classes h w"] | None, batches: Batches, view: View) -> Float[Tensor, "classes h w"]:
     """Add the logits of a view, averaged where its windows overlap, to `total` in place."""
     rows, columns = view.counts()
     if total is not None:
         total *= rows * columns  # undone by the division below, which is for this view
-    for (top, left), scores in _parts(forward, view, batch_size):
+    for (top, left), scores in batches.parts(view):
         if total is None:
             total = scores.new_zeros(len(scores), *view.size)
         view.add(total[:, top:], scores, left)
@@ -185,26 +185,22 @@ def _add_view(
     return total.div_(rows * columns)
 
 
-def _bands(
-    forward: Forward, image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str
-) -> Iterator[Float[Tensor, "classes _ w"]]:
+def _bands(batches: Batches, image: Seen) -> Iterator[Float[Tensor, "classes _ w"]]:
     """What `_add_view` gives for all views of an image, in bands of rows; the next band overwrites the one before."""
     bands: Iterator[Tensor] | None = None
-    for view in views(image, plan, patch, device):
-        bands = _add_view_in_bands(_Rows(bands), forward, view, plan.batch_size)
+    for view in image.views:
+        bands = _add_view_in_bands(_Rows(bands), batches, view)
     assert bands is not None
     return bands
 
 
-def _add_view_in_bands(
-    total: _Rows, forward: Forward, view: View, batch_size: int
-) -> Iterator[Float[Tensor, "classes _ w"]]:
+def _add_view_in_bands(total: _Rows, batches: Batches, view: View) -> Iterator[Float[Tensor, "classes _ w"]]:
     """As `_add_view`, a band per row of windows; `held` has the rows that these reach, from `first` on."""
     (h, w), first = view.size, 0
     height = min(view.window[0], h)
     rows, columns = view.counts()
     held: Tensor | None = None
-    for (top, left), scores in _parts(forward, view, batch_size):
+    for (top, left), scores in batches.parts(view):
         if held is None:
             held = scores.new_empty(len(scores), height, w)
             total.times(rows[:height] * columns, held)
@@ -241,16 +237,6 @@ class _Rows:
             self.band, counts, place = self.band[:, taken:], counts[taken:], place[:, taken:]
 
 
-def _parts(
-    forward: Forward, view: View, batch_size: int
-) -> Iterator[tuple[tuple[int, int], Float[Tensor, "classes _ _"]]]:
-    """The place (top, left) and the logits of each window, row by row."""
-    places = list(product(view.tops, view.lefts))
-    for first in range(0, len(places), batch_size):
-        batch = places[first : first + batch_size]
-        yield from zip(batch, forward(view.windows(batch)).float(), strict=True)
-
-
 def _add_rescaled(
     total: Float[Tensor, "classes h w"] | None, scores: Float[Tensor, "classes _ _"], size: Size
 ) -> Float[Tensor, "classes h w"]:
@@ -259,13 +245,3 @@ def _add_rescaled(
     for whole, channel in zip(total, scores, strict=True):
         whole += rescaled(channel, size)
     return total
-
-
-def _scaled(size: Size, scale: float) -> Size:
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
-
-
-def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    if image.shape[:2] == size:
-        return image
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

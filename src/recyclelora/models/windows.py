@@ -14,6 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +25,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from recyclelora.models.plan import Blend, Plan, Size
+
+Place = tuple[int, int]
+"""Top and left of a window."""
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -43,7 +49,7 @@ def placed(size: Size, plan: Plan, patch: int) -> tuple[Size, list[int], list[in
     return (height, width), tops, lefts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """An image at one scale, padded to at least one window, and the places of the windows in it or its mirror image."""
 
@@ -56,7 +62,12 @@ class View:
     profiles: tuple[Float[Tensor, " height"], Float[Tensor, " width"]]
     weights: Float[Tensor, "height width"] | None
 
-    def windows(self, places: Sequence[tuple[int, int]]) -> UInt8[Tensor, "b 3 height width"]:
+    @cached_property
+    def places(self) -> list[Place]:
+        """Where the windows lie, row by row."""
+        return list(product(self.tops, self.lefts))
+
+    def windows(self, places: Sequence[Place]) -> UInt8[Tensor, "b 3 height width"]:
         """The windows at these places (top, left) of the image or of its mirror image."""
         height, width = self.window
         if not self.mirrored:
@@ -85,8 +96,42 @@ class View:
             place.addcmul_(scores, weights)
 
 
-def views(image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str) -> list[View]:
-    """The image as it is and, if the plan says so, mirrored."""
+class Seen(NamedTuple):
+    """An image of any size, and how the model sees it: its views at each scale of the plan, with the size there."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    scaled: list[tuple[Size, list[View]]]
+
+    @property
+    def own(self) -> Size:
+        """The image's own size."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def views(self) -> list[View]:
+        """The views at all scales."""
+        return [view for _, views in self.scaled for view in views]
+
+
+def seen(image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str) -> Seen:
+    """The image at the plan's size, times each scale, as it is and, if the plan says so, mirrored."""
+    size = plan.size((image.shape[0], image.shape[1]))
+    sizes = [scaled(size, scale) for scale in plan.scales]
+    return Seen(image, [(each, _views(_resized(image, each), plan, patch, device)) for each in sizes])
+
+
+def scaled(size: Size, scale: float) -> Size:
+    """A size times a scale, in whole pixels."""
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _views(image: UInt8[np.ndarray, "h w 3"], plan: Plan, patch: int, device: torch.device | str) -> list[View]:
     image = np.require(image, requirements=("C", "W"))  # torch refuses negative strides and warns of what is read-only
     return [_view(image, plan, patch, device, mirrored) for mirrored in (False, True)[: 1 + plan.flip]]
 

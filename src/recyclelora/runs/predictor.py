@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
@@ -119,7 +120,9 @@ class Predictor:
     @overload
     def __call__(self, images: OneOrMore) -> Segmentation | list[Segmentation]: ...
     def __call__(self, images: Images) -> Segmentation | list[Segmentation]:
-        """Segment images of any size, each at its own; several are predicted one after the other, with a progress bar.
+        """Segment images of any size, each at its own; windows of several images fill batches together.
+
+        A progress bar shows how far several images are.
 
         Args:
             images: a path, a PIL image, a NumPy array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a torch tensor with
@@ -133,21 +136,23 @@ class Predictor:
             UserError: something is no such image, or as `predict`; the message names it.
         """
         inputs = inputs_of(images)
-        plan = self.plan()
-        if is_one(images):
-            return self._segment(inputs[0], plan)
-        return [self._segment(each, plan) for each in shown(inputs, "predicting", "images")]
+        found = self._segmented(inputs, self.plan())
+        return next(found) if is_one(images) else list(shown(found, "predicting", "images", len(inputs)))
 
-    def _segment(self, given: Input, plan: Plan) -> Segmentation:
-        image = given.read()
-
-        def predict_again() -> Float32[np.ndarray, "classes h w"]:
+    def _segmented(self, inputs: Sequence[Input], plan: Plan) -> Iterator[Segmentation]:
+        ahead, batches = self.segmenter.seen_ahead((each.read() for each in inputs), plan)
+        for given in inputs:
+            seen = next(ahead)
             with self._computing(given.name):
-                return self.segmenter.probabilities(image, plan)
+                found = self.segmenter.predict_seen(seen, plan, batches)
+            again = partial(self._probabilities, given.name, seen.image, plan)
+            yield Segmentation(given.name, seen.image, *found, self.space, again)
 
-        with self._computing(given.name):
-            found = self.segmenter.predict_with_doubt(image, plan)
-        return Segmentation(given.name, image, *found, self.space, predict_again)
+    def _probabilities(
+        self, name: str, image: UInt8[np.ndarray, "h w 3"], plan: Plan
+    ) -> Float32[np.ndarray, "classes h w"]:
+        with self._computing(name):
+            return self.segmenter.probabilities(image, plan)
 
     @contextmanager
     def _computing(self, image: str = "") -> Iterator[None]:
