@@ -89,7 +89,7 @@ class Killer:
         yield patch("peft.peft_model.safe_save_file", saved)
         yield patch.object(Path, "write_bytes", self.halfway(Path.write_bytes, lambda path, *_: path))
         line = self.halfway(files.append_line, lambda path, *_: path)
-        for module in ("recyclelora.training.recorder", "recyclelora.runs.predict"):
+        for module in ("recyclelora.training.recorder", "recyclelora.runs.record"):
             yield patch(f"{module}.append_line", line)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recyclelora.published.importing import import_checkpoint
     from recyclelora.recipe import Recipe, make_recipe, read_recipe
     from recyclelora.runs.build import build
+    from recyclelora.runs.predict import predict
     from recyclelora.runs.predictor import load
     from recyclelora.runs.segmentation import Segmentation
     from recyclelora.runs.summary import list_runs
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Recipe", "RecycleLoraConfig", "Segmentation", "UserError", "__version__", "analyze", "build", "certificate",
     "compare", "directions", "estimate", "evaluate", "export", "import_checkpoint", "list_runs", "load", "make_recipe",
-    "open_domain", "param_groups", "read_recipe", "to_lora", "train",
+    "open_domain", "param_groups", "predict", "read_recipe", "to_lora", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "recyclelora.published.importing": ("import_checkpoint",),
     "recyclelora.recipe": ("Recipe", "make_recipe", "read_recipe"),
     "recyclelora.runs.build": ("build",),
+    "recyclelora.runs.predict": ("predict",),
     "recyclelora.runs.predictor": ("load",),
     "recyclelora.runs.segmentation": ("Segmentation",),
     "recyclelora.runs.summary": ("list_runs",),

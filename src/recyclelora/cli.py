@@ -322,23 +322,50 @@ def analyze(
 @app.command()
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE_OR_FOLDER...")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images, videos (extra `video`), folders of these, or patterns such as `'photos/**/*.jpg'`.",
+            metavar="IMAGE_OR_FOLDER...",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.", metavar="DIR", callback=_place)],
+    save: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: labels, overlay, confidence (16-bit PNG), probabilities (NPY, float16), "
+            "cityscapes-ids.",
+            metavar="A,B,...",
+        ),
+    ] = "labels,overlay",
     opacity: Annotated[float, typer.Option(help="Strength of the colours over the image, 0 to 1.", min=0, max=1)] = 0.6,
+    legend: Annotated[bool, typer.Option(help="Name the classes below the overlay.")] = True,
+    colours: Annotated[
+        Path | None,
+        typer.Option(help="Own colours: a file with lines `name r g b`; other classes keep theirs.", metavar="FILE"),
+    ] = None,
+    blend: Annotated[
+        Blend | None, typer.Option(help="How windows that overlap are averaged; the recipe's way if not given.")
+    ] = None,
     weights: Weights = None,
     checkpoint: Checkpoint = None,
     devices: Devices = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment images: a PNG of train ids and a colour overlay for each, at the image's own size.
+    """Segment images and videos: a PNG of train ids and a colour overlay for each image, an overlay MP4 and an archive
+    of labels for each video.
 
-    Called again, it goes on with the images that have no pictures yet. The exit code is 1 if an image cannot be read.
+    Called again, it goes on where it stopped, in a video at the frame. The exit code is 1 if an image or a video cannot
+    be read.
     """
     from recyclelora.pages.tables import say
-    from recyclelora.runs.predict import predict as segment
 
-    made = segment(run, images, out, opacity, weights, overwrite, checkpoint, devices)
-    say(f"written: {len(made.written)} pictures in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))
+    made = recyclelora.predict(
+        run, images, out, opacity, weights, overwrite, checkpoint, devices, save=save.split(","), blend=blend,
+        colours=colours, legend=legend,
+    )  # fmt: skip
+    what = "files" if any(file.suffix != ".png" for file in made.written) else "pictures"
+    say(f"written: {len(made.written)} {what} in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))
     if made.failed and is_first_process():
         for error in made.failed.values():
             print(f"error: {printable(error)}", file=sys.stderr)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from recyclelora.data.colours import Colour, distinct_colours
 from recyclelora.data.labels import IGNORE, LabelSpace
 from recyclelora.data.stored import LFS_POINTER, kind_of, named, read_file
-from recyclelora.errors import UserError
+from recyclelora.errors import UserError, did_you_mean
 
 FILE = "classes.txt"
 IGNORED = "ignored"
@@ -115,6 +115,32 @@ def read_classes(path: Path) -> ClassList:
     why = _ambiguous(path, colours, ignored)
     ids = {} if why else {colour: identity for identity, colour in enumerate(space.colours)}
     return ClassList(space, ids | dict.fromkeys(ignored if ids else (), IGNORE), why)
+
+
+def recoloured(space: LabelSpace, path: Path) -> LabelSpace:
+    """The classes with the colours that a list gives some of them, in the form of `classes.txt`.
+
+    Raises:
+        UserError: the file is no list of classes, or a line names no class of `space`, gives no colour, or names a
+            class a second time.
+    """
+    colours: dict[str, Colour] = {}
+    for name, text, where in _lines(path):
+        colour = _colour(text, where)
+        if name not in space.names:
+            raise UserError(
+                f"{where} names {name!r}, which is no class of the model; {did_you_mean(name, space.names)}"
+            )
+        if colour is None:
+            raise UserError(f"{where} gives {name!r} no colour, expected one behind the name (`{name} 70 130 180`)")
+        if name in colours:
+            raise UserError(f"{where} names the class {name!r} a second time; give every class one line")
+        colours[name] = colour
+    if not colours:
+        raise UserError(f"{path}: no colours, expected lines such as `{space.names[0]} 70 130 180`")
+    return LabelSpace(
+        space.names, tuple(colours.get(name, old) for name, old in zip(space.names, space.colours, strict=True))
+    )
 
 
 def _ignored_colour(text: str, where: str) -> Colour:

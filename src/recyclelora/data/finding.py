@@ -157,14 +157,19 @@ def _like_an_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def find_images(places: Iterable[Path]) -> dict[str, Path]:
-    """The given image files, and those below the given folders, by their names.
+def find_images(places: Iterable[Path], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """The given image files, those below the given folders, and those that match the given patterns, by their names.
 
-    The name of an image is its path relative to the given folder, without suffix.
+    The name of an image is its path without suffix, relative to the given folder, or to the part of the pattern before
+    its first wildcard. What exists is never a pattern: `a[1].jpg` is that file. In a pattern `**` stands for any
+    folders. If only folders match, the images below them are taken.
+
+    Args:
+        suffixes: of the files that are taken from folders and patterns, in small letters.
 
     Raises:
-        UserError: a place does not exist or is no file or folder, a folder has no images, or two images have the same
-            name.
+        UserError: a place does not exist or is no file or folder, a folder has no images, a pattern matches none, or
+            two images have the same name.
 
     Warns:
         UserWarning: a folder also holds pictures, videos or archives of other kinds, which are left out.
@@ -172,19 +177,19 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in places:
         if not place.exists() and not place.is_symlink():
-            raise UserError(f"{place}: no such image or folder; give one that exists")
-        inside = files_by_name(place, IMAGE_SUFFIXES) if place.is_dir() else {place.stem: place}
+            inside = _matching(place, suffixes)
+        else:
+            inside = files_by_name(place, suffixes) if place.is_dir() else {place.stem: place}
         if not inside:
             there = next((file.name for file in _walk(place) if not file.name.startswith(".")), "no file")
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(
-                f"{place}: no images in this folder, expected {suffixes}, found {there}; convert the files, or give "
-                "another folder"
+                f"{place}: no images in this folder, expected {', '.join(sorted(suffixes))}, found {there}; convert "
+                "the files, or give another folder"
             )
         if place.is_dir():
-            _warn_of_others(place)
+            _warn_of_others(place, suffixes)
         for name, file in sorted(inside.items()):
-            if file == place:  # those in a folder are refused when they are read
+            if not place.is_dir():  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
             if name in found:
                 raise RepeatedNameError(
@@ -194,21 +199,49 @@ def find_images(places: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _warn_of_others(folder: Path) -> None:
+def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """The images that match a pattern, by their paths relative to its part before the first wildcard."""
+    base, rest = Path(pattern.anchor), list(pattern.parts[bool(pattern.anchor) :])
+    while rest and (base / rest[0]).exists():
+        base /= rest.pop(0)
+    if not glob.has_magic(str(Path(*rest))):
+        raise UserError(f"{pattern}: no such image or folder; give one that exists")
+    matches = [Path(found) for found in glob.glob(os.path.join(glob.escape(str(base)), *rest), recursive=True)]
+    files = [file for file in matches if not file.is_dir() and file.suffix.lower() in suffixes]
+    if all(match.is_dir() for match in matches):
+        files = [file for folder in matches for file in files_by_name(folder, suffixes).values()]
+    by_name: dict[str, Path] = {}
+    for file in sorted(set(files)):
+        name = unicodedata.normalize("NFC", file.relative_to(base).with_suffix("").as_posix())
+        if name in by_name:
+            raise RepeatedNameError(
+                f"{file}: has the same name as {by_name[name].name}, expected one file per name; remove one"
+            )
+        by_name[name] = file
+    if not by_name:
+        raise UserError(
+            f"{pattern}: no images match, expected {', '.join(sorted(suffixes))}, found "
+            f"{min(matches) if matches else 'no file'}; correct the pattern"
+        )
+    return by_name
+
+
+def _warn_of_others(folder: Path, suffixes: frozenset[str]) -> None:
     """Name the files below a folder that their bytes show as pictures, videos or archives, but not their names."""
-    others = [f"{file.relative_to(folder)} ({named(kind)})" for file in _walk(folder) if (kind := _other_kind(file))]
+    left_out = (file for file in _walk(folder) if file.suffix.lower() not in suffixes)
+    others = [f"{file.relative_to(folder)} ({named(kind)})" for file in left_out if (kind := _other_kind(file))]
     if others:
         more = f" and {len(others) - OTHERS} more" * (len(others) > OTHERS)
         warnings.warn(
             f"{folder}: {len(others)} of its files left out, as their names do not end in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}: {', '.join(others[:OTHERS])}{more}; save them as such images (a "
+            f"{', '.join(sorted(suffixes))}: {', '.join(others[:OTHERS])}{more}; save them as such images (a "
             "video as its frames), or rename those that are",
             stacklevel=3,
         )
 
 
 def _other_kind(file: Path) -> str:
-    if _like_an_image(file) or file.name.startswith(".") or not file.is_file():
+    if file.name.startswith(".") or not file.is_file():
         return ""
     try:
         with file.open("rb") as content:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from recyclelora.data.decoding import checked_label, read_image, read_labels
-from recyclelora.data.labels import CITYSCAPES, IGNORE, Labelling, unchanged
+from recyclelora.data.labels import CITYSCAPES, IGNORE, Labelling, LabelSpace, unchanged
 from recyclelora.errors import UserError
 from recyclelora.files import parse_json
 
@@ -94,6 +94,20 @@ def as_cityscapes(classes: Mapping[int, str], ids: Iterable[int]) -> Labelling:
     for identity, name in classes.items():
         table[identity] = CITYSCAPES.id(name)
     return dataclasses.replace(unchanged(CITYSCAPES), ids=frozenset(ids), to_train=table, to_score=table)
+
+
+def cityscapes_ids(space: LabelSpace, what: str) -> UInt8[np.ndarray, " classes"]:
+    """The label id of Cityscapes of each class of a space.
+
+    Raises:
+        UserError: a class is none of the 19 classes of Cityscapes, by its name; the message begins with `what`.
+    """
+    if missing := [name for name in space.names if name not in CITYSCAPES_IDS]:
+        raise UserError(
+            f"{what}: {len(missing)} of the model's classes have no id in Cityscapes ({', '.join(missing[:5])}); take "
+            "`labels`, whose ids are indices into the names of the classes"
+        )
+    return np.array([CITYSCAPES_IDS[name] for name in space.names], np.uint8)
 
 
 def _of_names(ids: Mapping[str, int], count: int) -> Labelling:

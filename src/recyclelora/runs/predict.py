@@ -1,6 +1,7 @@
-"""The verb `predict`: a PNG of train ids and a colour overlay for each image.
+"""The verb `predict`: labels and a colour overlay for each image and each video, or what else is to be saved.
 
-OUT/NAME_labels.png, NAME_overlay.png    the pictures of an image
+OUT/NAME_labels.png, NAME_overlay.png    the pictures of an image, and NAME_overlay.mp4, NAME_labels.zip of a video;
+                                         `pictures` has all kinds
     predictions.jsonl                    what they were made with, and then a line for each image, by which a call that
                                          was stopped goes on, and pictures are not taken for images
 """
@@ -15,37 +16,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
+from recyclelora.data.classes import recoloured
 from recyclelora.data.decoding import read_image
-from recyclelora.data.finding import find_images
+from recyclelora.data.finding import IMAGE_SUFFIXES, find_images
+from recyclelora.data.label_maps import cityscapes_ids
 from recyclelora.data.stored import read_file
+from recyclelora.data.video import VIDEO_SUFFIXES, UnreadableVideoError, check_reader, is_video, video_sha256
 from recyclelora.errors import UserError
-from recyclelora.files import append_line, holds_nothing, locked, read_lines, write_bytes, write_text
-from recyclelora.runs.overlay import overlay, with_legend
+from recyclelora.files import holds_nothing, locked, replacing, write_bytes
+from recyclelora.models.plan import Blend
+from recyclelora.runs import film
+from recyclelora.runs.film import Write
+from recyclelora.runs.pictures import OF_IMAGES, OF_VIDEOS, Style, checked_kinds, contents, files_of, possible_files
 from recyclelora.runs.predictor import CheckpointName, Predictor, load
+from recyclelora.runs.record import Record
 from recyclelora.runs.sharing import Processes, joined
 from recyclelora.stopping import begun
 
 RECORD = "predictions.jsonl"
-PICTURES = ("labels", "overlay")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The pictures that were written, how many images had theirs already, and what was wrong with the others."""
+    """The files that were written, those that were there already, and what was wrong with the other images."""
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
     def add(self, seen: _Seen, file: Path, out: Path) -> None:
-        """Count an image with its pictures in `out`, or with the reason why it has none."""
+        """Count an image with its files in `out`, or with the reason why it has none."""
         if seen.error:
             self.failed[file] = seen.error
-        else:
-            (self.kept if seen.kept else self.written).extend(_pictures(out, seen.name))
+        self.written.extend(files_of(out, seen.name, seen.new, _suffixes(file)).values())
+        self.kept.extend(files_of(out, seen.name, seen.kept, _suffixes(file)).values())
 
 
 def predict(
@@ -57,32 +61,50 @@ def predict(
     overwrite: bool = False,
     checkpoint: CheckpointName | None = None,
     devices: int = 1,
+    *,
+    save: Sequence[str] = ("labels", "overlay"),
+    blend: Blend | None = None,
+    colours: str | Path | None = None,
+    legend: bool = True,
 ) -> Predictions:
-    """Segment images at their own size. Called again, it goes on with the images that have no pictures yet.
+    """Segment images and videos at their own size. Called again, it goes on with what is not there yet.
 
-    Images that cannot be read are left out, and listed in what is returned.
+    What cannot be read is left out, and listed in what is returned.
 
     Args:
         run: folder of a finished training.
-        images: image files, or folders of images; the pictures of an earlier call are left out.
-        out: folder for the pictures, `NAME_labels.png` and `NAME_overlay.png` for each image. The overlay has a legend
-            below it.
+        images: image files, videos (MP4, MOV, AVI, MKV, WebM; the extra `video`), folders of these, or patterns such as
+            `photos/**/*.jpg`; the pictures of an earlier call are left out.
+        out: folder for what is written, `NAME_labels.png`, `NAME_overlay.png`, ... for each image, and
+            `NAME_overlay.mp4`, `NAME_labels.zip` for each video.
         opacity: strength of the colours over the image, 0 to 1.
         weights: where the base weights are now, if not where the recipe says.
         overwrite: replace files that are in `out`.
         checkpoint: as in `recyclelora.load`.
         devices: this many GPUs, or processes on a CPU, share the images, as in `recyclelora.evaluate`.
+        save: kinds of files: labels, overlay, confidence (16-bit PNG), probabilities (NPY, float16), cityscapes-ids.
+            Videos have no confidence and no probabilities.
+        blend: how windows that overlap are averaged, `uniform` or `hann`; the recipe's way if not given.
+        colours: file with lines `name r g b`, the form of `classes.txt`; classes that it does not name keep theirs.
+        legend: whether a strip below an overlay names the classes.
 
     Raises:
         UserError: an image does not exist or would be overwritten, `out` holds something else or cannot be written to,
-            a process was ended, or as `recyclelora.load`.
+            a kind cannot be saved of these classes or of a video, `colours` names no class of the model, a process was
+            ended, or as `recyclelora.load`.
     """
-    out = Path(out)
+    out, kinds = Path(out), checked_kinds(save)
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity {opacity}: expected 0 (only the image) to 1 (only the colours)")
     with ExitStack() as lock, joined(devices) as processes:
-        record, files = processes.of_first(lambda: _opened(images, out, overwrite))
+        record, files = processes.of_first(lambda: _opened(images, out, kinds, overwrite))
         with processes.agreeing():
-            model = load(run, weights, processes.device, checkpoint)
-            settings = _settings(model, opacity)
+            model = load(run, weights, processes.device, checkpoint).with_evaluation(blend=blend)
+            space = recoloured(model.space, Path(colours)) if colours is not None else model.space
+            if "cityscapes-ids" in kinds:
+                cityscapes_ids(space, f"{run}: save cityscapes-ids")
+            work = _Work(model, Style(space, opacity, legend), kinds, out, overwrite, record, processes.leads)
+            settings = work.settings
             if record.settings not in (None, settings) and not overwrite:
                 differing = [key for key in settings if (record.settings or {}).get(key) != settings[key]]
                 raise UserError(
@@ -91,22 +113,23 @@ def predict(
                 )
         processes.check_alike(settings, str(run))
 
-        def begin() -> _Record:
+        def begin() -> Record:
             lock.enter_context(locked(out))
             record.begin(settings, anew=overwrite)
             return record
 
-        record = processes.of_first(begin)
+        work.record = processes.of_first(begin)
         made, names = Predictions(), list(files)
-        with begun(), processes.sharing(len(files), "predicting") as rounds:
+        units = "files" if any(map(is_video, files.values())) else "images"
+        with begun(), processes.sharing(len(files), "predicting", units) as rounds:
             for index in rounds:
                 own: _Seen | None = None
-                pictures: dict[Path, bytes] = {}
+                pictures: dict[Path, bytes | Write] = {}
                 with processes.agreeing():
                     if index is not None:
-                        own, pictures = _predict_one(model, names[index], files[names[index]], out, opacity, record)
+                        own, pictures = work.predict(names[index], files[names[index]])
                 found = [each for each in processes.all_of(own) if each is not None]
-                _write([each for each in found if each.is_new], pictures, record, processes)
+                _write([each for each in found if each.new], own, pictures, work, processes)
                 for each in found:
                     made.add(each, files[each.name], out)
     return made
@@ -114,133 +137,162 @@ def predict(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was found out about an image: its SHA-256, whether its pictures are there, or why it cannot be read."""
+    """What was found out about an image: its SHA-256, or why it cannot be read, and the kinds of its files.
+
+    `new` are those that have to be written, `kept` those that are there, `stale` those there of other bytes.
+    """
 
     name: str
     sha256: str | None = None
-    kept: bool = False
+    new: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
     error: str = ""
 
+
+@dataclass
+class _Work:
+    """Predicts single images and videos for `predict`."""
+
+    model: Predictor
+    style: Style
+    kinds: tuple[str, ...]
+    out: Path
+    overwrite: bool
+    record: Record
+    shown: bool
+
     @property
-    def is_new(self) -> bool:
-        """Whether its pictures have to be written."""
-        return not (self.kept or self.error)
+    def settings(self) -> dict[str, Any]:
+        """What the files of an image depend on."""
+        settings = {
+            "weights_sha256": self.model.run.info["weights_sha256"],
+            "trained_sha256": self.model.run.trained_sha256,
+            "opacity": self.style.opacity,
+            "legend": self.style.legend,
+            "evaluation": self.model.evaluation.model_dump(mode="json"),
+            "colours": self.style.space.colours,
+        }
+        read: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from the file
+        return read
+
+    def predict(self, name: str, file: Path) -> tuple[_Seen, dict[Path, bytes | Write]]:
+        """Predict an image or a video of which files are missing; what is to be written where."""
+        try:
+            seen = self._seen(name, file)
+            image = read_image(file) if seen.new and not is_video(file) else None
+        except UserError as error:
+            return _Seen(name, error=str(error)), {}
+        places = files_of(self.out, name, seen.new, _suffixes(file))
+        for place in places.values():
+            _refuse_links(place, self.out)
+        made: Mapping[str, bytes | Write] = {}
+        if image is not None:
+            made = contents(self.model, image, seen.new, self.style)
+        elif is_video(file):
+            try:
+                made = self._of_video(seen, file)
+            except UnreadableVideoError as error:
+                return _Seen(name, error=str(error)), {}
+        return seen, {place: made[kind] for kind, place in places.items()}
+
+    def _seen(self, name: str, file: Path) -> _Seen:
+        sha256 = video_sha256(file) if is_video(file) else hashlib.sha256(read_file(file)).hexdigest()
+        noted = self.record.kinds.get(name, ())
+        same = self.record.hashes.get(name) == sha256
+        places = files_of(self.out, name, self.kinds, _suffixes(file))
+        kept = [kind for kind in self.kinds if same and kind in noted and places[kind].is_file()]
+        new = [kind for kind in self.kinds if kind not in kept]
+        others = [kind for kind in noted if kind not in self.kinds]
+        if same:
+            return _Seen(name, sha256, tuple(new), tuple(kept))
+        return _Seen(name, sha256, tuple(new), stale=tuple(others))
+
+    def _of_video(self, seen: _Seen, file: Path) -> Mapping[str, Write]:
+        folder = self.folder(seen)
+        film.discard(folder, own=self.overwrite or not seen.new)
+        if not seen.new:
+            return {}
+        _refuse_links(folder / "labels", self.out)
+        return film.writers(film.predicted(self.model, file, folder, self.shown), self.style, self.shown)
+
+    def stale(self, seen: _Seen) -> list[Path]:
+        """The files of other kinds that would stay beside new ones, though they are of other bytes or settings."""
+        kinds = [(suffixes, [kind for kind in seen.stale if kind in suffixes]) for suffixes in (OF_IMAGES, OF_VIDEOS)]
+        return [file for suffixes, some in kinds for file in files_of(self.out, seen.name, some, suffixes).values()]
+
+    def folder(self, seen: _Seen) -> Path:
+        """The folder for the labels of a video."""
+        return film.work_folder(self.out, seen.name, seen.sha256 or "", self.settings)
 
 
-def _predict_one(
-    model: Predictor, name: str, file: Path, out: Path, opacity: float, record: _Record
-) -> tuple[_Seen, dict[Path, bytes]]:
-    """Predict an image that has no pictures yet; the contents of its pictures."""
-    pictures = _pictures(out, name)
-    try:
-        content_hash = hashlib.sha256(read_file(file)).hexdigest()
-        if record.hashes.get(name) == content_hash and all(picture.is_file() for picture in pictures):
-            return _Seen(name, content_hash, kept=True), {}
-        image = read_image(file)
-    except UserError as error:
-        return _Seen(name, error=str(error)), {}
-    labels = model.predict(image)
-    legible = with_legend(overlay(image, labels, model.space, opacity), labels, model.space)
-    coloured = np.ascontiguousarray(legible[..., ::-1])
-    for picture in pictures:
-        _refuse_links(picture, out)
-    contents = [cv2.imencode(".png", pixels)[1].tobytes() for pixels in (labels, coloured)]
-    return _Seen(name, content_hash), dict(zip(pictures, contents, strict=True))
-
-
-def _write(new: Sequence[_Seen], pictures: Mapping[Path, bytes], record: _Record, processes: Processes) -> None:
-    """Write the own ones of the pictures of a round; the first process lists all its images, before and after."""
+def _write(
+    new: Sequence[_Seen], own: _Seen | None, pictures: Mapping[Path, bytes | Write], work: _Work, processes: Processes
+) -> None:
+    """Write the own files of a round; the first process lists all its images, before and after."""
+    record = work.record
     with processes.agreeing():
         if processes.leads:
             for each in new:
-                record.add(each.name, None)
+                record.add(each.name, None, dict.fromkeys((*record.kinds.get(each.name, ()), *each.new)))
     with processes.agreeing():
-        for picture, content in pictures.items():
-            write_bytes(picture, content)
+        for place, content in pictures.items():
+            if isinstance(content, bytes):
+                write_bytes(place, content)
+            else:
+                with replacing(place) as part:
+                    content(part)
+        for place in work.stale(own) if own else ():
+            place.unlink(missing_ok=True)
     with processes.agreeing():
         if processes.leads:
             for each in new:
-                record.add(each.name, each.sha256)
+                others = () if each.stale else record.kinds[each.name]
+                record.add(each.name, each.sha256, dict.fromkeys((*each.kept, *each.new, *others)))
+    if own and own.new:
+        film.discard(work.folder(own))
 
 
-def _opened(images: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[_Record, dict[str, Path]]:
+def _opened(
+    images: Sequence[str | Path], out: Path, kinds: Sequence[str], overwrite: bool
+) -> tuple[Record, dict[str, Path]]:
     """What `out` holds of an earlier call, and the images by name."""
-    record = _Record(out / RECORD)
+    record = Record(out / RECORD)
     if out.is_file() or not (overwrite or holds_nothing(out) or record.file.is_file()):
         raise UserError(f"{out} exists and is not empty; choose another --out or replace files there with --overwrite")
-    return record, _inputs(images, out, record)
+    return record, _inputs(images, out, kinds, record)
 
 
-def _inputs(images: Sequence[str | Path], out: Path, record: _Record) -> dict[str, Path]:
-    """The images by name, without the pictures of earlier calls."""
-    ours = {picture.resolve() for name in record.hashes for picture in _pictures(out, name)}
-    found = find_images([Path(place) for place in images])
+def _inputs(images: Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record) -> dict[str, Path]:
+    """The images and videos by name, without the files of earlier calls."""
+    ours = {file.resolve() for name in record.hashes for file in possible_files(out, name)}
+    found = find_images([Path(place) for place in images], IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     files = {name: file for name, file in found.items() if file.resolve() not in ours}
     if not files:
         raise UserError(f"{images[0]}: holds nothing but pictures that `predict` made; give a folder of images")
-    taken = {picture.resolve() for name in files for picture in _pictures(out, name)}
+    if video := next(filter(is_video, files.values()), None):
+        check_reader()
+        if missing := [kind for kind in kinds if kind not in OF_VIDEOS]:
+            raise UserError(
+                f"{video}: of a video no {' and no '.join(missing)} can be saved, expected {', '.join(OF_VIDEOS)}; "
+                "leave it out of `save`, or extract the frames as images"
+            )
+    taken = {
+        place.resolve()
+        for name, file in files.items()
+        for place in files_of(out, name, kinds, _suffixes(file)).values()
+    }
     for file in files.values():
         if file.resolve() in taken:
             raise UserError(f"{file}: would be overwritten by the pictures of another image; choose another --out")
     return files
 
 
-def _pictures(out: Path, name: str) -> list[Path]:
-    return [out / f"{name}_{suffix}.png" for suffix in PICTURES]
+def _suffixes(file: Path) -> Mapping[str, str]:
+    return OF_VIDEOS if is_video(file) else OF_IMAGES
 
 
 def _refuse_links(picture: Path, out: Path) -> None:
     for place in picture.relative_to(out).parents:
         if place.name and (out / place).is_symlink():
             raise UserError(f"{out / place}: a link, and pictures are written through none; remove it")
-
-
-def _settings(model: Predictor, opacity: float) -> dict[str, Any]:
-    """What the pictures of an image depend on."""
-    settings = {
-        "weights_sha256": model.run.info["weights_sha256"],
-        "trained_sha256": model.run.trained_sha256,
-        "opacity": opacity,
-        "evaluation": model.evaluation.model_dump(mode="json"),
-        "colours": model.space.colours,
-    }
-    read: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from the file
-    return read
-
-
-class _Record:
-    """The file that says from which images the pictures in a folder were made.
-
-    An image is listed before its pictures are written, and again, with its hash, after them.
-
-    Attributes:
-        settings: what they were made with; None if there is no file.
-        hashes: the SHA-256 of each image, by its name; None if its pictures may be missing or those of another image.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.settings: dict[str, Any] | None = None
-        self.hashes: dict[str, str | None] = {}
-        lines = read_lines(file) if file.is_file() else []
-        try:
-            self.settings = dict(lines[0]) if lines else None
-            self.hashes = {str(line["image"]): line["sha256"] for line in lines[1:]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: damaged ({error}); remove it, and the pictures beside it") from error
-
-    def begin(self, settings: Mapping[str, Any], anew: bool) -> None:
-        """Write the settings if they are not there, or `anew`; the list of images that have pictures stays."""
-        if anew or self.settings is None:
-            self.hashes = dict.fromkeys(self.hashes)
-            lines = [json.dumps(settings), *(_line(name, None) for name in self.hashes)]
-            write_text(self.file, "".join(f"{line}\n" for line in lines))
-
-    def add(self, name: str, sha256: str | None) -> None:
-        """List an image."""
-        append_line(self.file, _line(name, sha256))
-        self.hashes[name] = sha256
-
-
-def _line(name: str, sha256: str | None) -> str:
-    return json.dumps({"image": name, "sha256": sha256})

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from recyclelora.data.label_maps import CITYSCAPES_IDS
+from recyclelora.data.label_maps import cityscapes_ids
 from recyclelora.data.labels import LabelSpace
 from recyclelora.errors import UserError
 from recyclelora.runs.overlay import overlay, with_legend
@@ -90,13 +90,7 @@ class Segmentation:
         Raises:
             UserError: a class of the model is none of the 19 classes of Cityscapes, by its name.
         """
-        if missing := [name for name in self.names if name not in CITYSCAPES_IDS]:
-            raise UserError(
-                f"{self.name}: {len(missing)} of the model's classes have no id in Cityscapes "
-                f"({', '.join(missing[:5])}); take `labels`, whose ids are indices into `names`"
-            )
-        table = np.array([CITYSCAPES_IDS[name] for name in self.names], np.uint8)
-        return np.asarray(table[self.labels])
+        return np.asarray(cityscapes_ids(self.space, self.name)[self.labels])
 
     def plot(self, opacity: float = 0.6) -> Figure:
         """A matplotlib figure: the overlay with a legend of the classes that occur, and beside it the entropy.

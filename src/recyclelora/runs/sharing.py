@@ -131,15 +131,15 @@ class Processes:
                 )
 
     @contextmanager
-    def sharing(self, count: int, name: str) -> Iterator[Iterator[int | None]]:
-        """Yields the rounds of `count` images while it is shown how far they are; see `rounds`.
+    def sharing(self, count: int, name: str, units: str = "images") -> Iterator[Iterator[int | None]]:
+        """Yields the rounds of `count` images, or what `units` says, while it is shown how far they are; see `rounds`.
 
         Raises:
             Stopped: in the first process, after a round in which a signal asked one of several processes to stop; the
                 others exit. A process that is alone is not kept from stopping at once.
         """
         noting = stopping_later() if self.world > 1 else nullcontext(Request())
-        with noting as request, Progress(name, count, "images", shown=self.leads) as progress:
+        with noting as request, Progress(name, count, units, shown=self.leads) as progress:
             yield self._rounds(count, request, progress)
 
     def _rounds(self, count: int, request: Request, progress: Progress) -> Iterator[int | None]:
