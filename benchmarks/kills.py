@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,7 @@ from recyclelora.evaluation.evaluate import evaluate
 from recyclelora.files import read_json, write_json
 from recyclelora.recipe import Recipe, make_recipe
 from recyclelora.runs.checkpoint import read_state
+from recyclelora.runs.film import write_video
 from recyclelora.runs.predict import predict
 from recyclelora.runs.run import versions
 from recyclelora.training.train import train
@@ -139,6 +141,8 @@ def trials(place: Path) -> list[Trial]:
     town = f"folder={write_town(place / 'town')}"
     mine, other = (_recipe(town, seed=seed) for seed in (0, 1))
     run = train(mine, place / "run").path
+    shots = np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3), dtype=np.uint8)
+    write_video(place / "drive.mp4", enumerate(shots), Fraction(5), Fraction(1, 5))
 
     def nothing(out: Path) -> None:
         out.mkdir(parents=True)
@@ -165,6 +169,9 @@ def trials(place: Path) -> list[Trial]:
     def predicted(out: Path) -> None:
         predict(run, [place / "town" / "images"], out)
 
+    def predicted_video(out: Path) -> None:
+        predict(run, [place / "drive.mp4"], out)
+
     def predicted_otherwise(out: Path) -> None:  # into the folder of images, where pictures could be taken for images
         shutil.copytree(place / "town" / "images", out)
         predict(run, [out], out, opacity=0.3, overwrite=True)
@@ -178,6 +185,7 @@ def trials(place: Path) -> list[Trial]:
         Trial("train --resume", stopped, resumed, (resumed, replaced)),
         Trial("evaluate", nothing, evaluated, (evaluated,)),
         Trial("predict", nothing, predicted, (predicted,)),
+        Trial("predict a video", nothing, predicted_video, (predicted_video,)),
         Trial("predict --overwrite", predicted_otherwise, predicted_anew, (predicted_anew,)),
     ]
 

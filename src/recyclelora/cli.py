@@ -360,9 +360,10 @@ def predict(
     """
     from recyclelora.pages.tables import say
 
+    kinds = [kind.strip() for kind in save.split(",")]
     made = recyclelora.predict(
-        run, images, out, opacity, weights, overwrite, checkpoint, devices, save=save.split(","), blend=blend,
-        colours=colours, legend=legend,
+        run, images, out, opacity, weights, overwrite, checkpoint, devices, save=kinds, blend=blend, colours=colours,
+        legend=legend,
     )  # fmt: skip
     what = "files" if any(file.suffix != ".png" for file in made.written) else "pictures"
     say(f"written: {len(made.written)} {what} in {out}" + f"; {len(made.kept)} were there" * bool(made.kept))

@@ -14,7 +14,7 @@ def trials(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "every", "first", "count"),
     [("train", 46, 5, 3), ("train --overwrite", 58, 8, 3), ("train --resume", 57, 7, 3), ("evaluate", 9, 4, 2),
-     ("predict", 19, 6, 3), ("predict --overwrite", 17, 12, 3)],
+     ("predict", 19, 6, 3), ("predict a video", 13, 8, 2), ("predict --overwrite", 17, 12, 3)],
 )  # fmt: skip
 def test_what_was_killed_goes_on_to_the_same_files(name, every, first, count, trials, tmp_path):
     assert torch.get_num_threads() == 1
@@ -23,6 +23,13 @@ def test_what_was_killed_goes_on_to_the_same_files(name, every, first, count, tr
     at_an_end = counts["before anything was changed"] + counts["after all was done"]
     assert counts["calls afterwards"] >= counts["kills"] - at_an_end > 0
     assert counts["right"] == counts["calls afterwards"]
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_of_a_video_goes_on_wherever_it_was(trials, tmp_path):
+    counts = kills.try_out(trials["predict a video"], tmp_path)
+    assert counts["kills"] > 20
+    assert counts["right"] == counts["calls afterwards"] > 20
 
 
 def test_a_folder_that_is_not_understood_afterwards_is_noticed(trials, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,8 @@ import unicodedata
 import pytest
 
 from labelled_files import make_town, refused
-from recyclelora.data.classes import read_classes
+from recyclelora.data.classes import read_classes, recoloured
+from recyclelora.data.labels import LabelSpace
 from recyclelora.data.opening import open_domain
 from recyclelora.errors import UserError
 
@@ -190,3 +191,30 @@ def test_list_of_classes_that_is_no_file_is_named_at_once(tmp_path, what):
     start = time.monotonic()
     refused(lambda: open_domain(f"folder={root}", "val"), path, f"a {what}")
     assert time.monotonic() - start < 1
+
+
+# Own colours
+
+
+@pytest.mark.parametrize("text", ["sky 1 2 3", "# mine\n1,2,3 sky\n", "sky #010203\n\n"])
+def test_classes_that_are_named_get_their_colours(text, tmp_path):
+    (tmp_path / "mine.txt").write_text(text)
+    space = LabelSpace(("ground", "sky"), ((9, 9, 9), (8, 8, 8)))
+    assert recoloured(space, tmp_path / "mine.txt") == LabelSpace(space.names, ((9, 9, 9), (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ground 1 2 3\nskies 1 2 3", "line 2 names 'skies', which is no class of the model; did you mean 'sky'?"),
+        ("sky", "line 1 gives 'sky' no colour"),
+        ("sky 1 2 300", "line 1 has the colour '1 2 300'"),
+        ("sky 1 2 3\nsky 1 2 4", "line 2 names the class 'sky' a second time"),
+        ("# nothing", "no colours, expected lines such as `ground 70 130 180`"),
+        ("1 2 3", "line 1 is '1 2 3'"),
+    ],
+)
+def test_wrong_colours_are_refused_with_their_place(text, words, tmp_path):
+    (tmp_path / "mine.txt").write_text(text)
+    space = LabelSpace(("ground", "sky"), ((9, 9, 9), (8, 8, 8)))
+    refused(lambda: recoloured(space, tmp_path / "mine.txt"), tmp_path / "mine.txt", words)

@@ -204,3 +204,54 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)  # permissions do not keep an administrator out
     refused(lambda: find_images([tmp_path]), tmp_path / "north", "cannot be read (Permission denied)", "allow reading")
+
+
+# Patterns
+
+
+@pytest.fixture
+def album(tmp_path):
+    for name in ("a.jpg", "b.png", "north/c.jpg", "north/deep/d.jpg", "x[1].jpg", "x1.jpg"):
+        write(tmp_path / "album" / name, picture(8, 8))
+    (tmp_path / "album" / "notes.txt").write_text("mine")
+    return tmp_path / "album"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.jpg", ["a", "x1", "x[1]"]),
+        ("*", ["a", "b", "x1", "x[1]"]),
+        ("**/*.jpg", ["a", "north/c", "north/deep/d", "x1", "x[1]"]),
+        ("**", ["a", "b", "north/c", "north/deep/d", "x1", "x[1]"]),
+        ("n*", ["north/c", "north/deep/d"]),
+        ("n*/?.jpg", ["north/c"]),
+        ("[ab].*", ["a", "b"]),
+        ("x[1].jpg", ["x[1]"]),  # a file of this name, and no pattern
+    ],
+)
+def test_patterns_give_names_relative_to_their_fixed_part(pattern, names, album):
+    found = find_images([album / pattern])
+    assert sorted(found) == sorted(names)
+    assert all(file.is_file() for file in found.values())
+
+
+def test_a_pattern_below_a_folder_with_a_bracket_in_its_name(tmp_path):
+    write(tmp_path / "a[1]" / "b.png", picture(8, 8))
+    write(tmp_path / "a1" / "c.png", picture(8, 8))
+    assert list(find_images([tmp_path / "a[1]" / "*.png"])) == ["b"]
+
+
+def test_a_pattern_that_nothing_matches_is_named(album):
+    refused(lambda: find_images([album / "*.tif"]), album / "*.tif", "no images match", "found no file")
+    refused(lambda: find_images([album / "*.txt"]), "no images match", "notes.txt")
+    refused(lambda: find_images([album / "none.jpg"]), "none.jpg: no such image or folder")
+    write(album / "a.png", picture(8, 8))
+    refused(lambda: find_images([album / "a.*"]), "same name")
+
+
+def test_files_of_other_suffixes_are_taken_if_asked_for(album):
+    (album / "clip.MP4").write_bytes(b"\0\0\0\x20ftypisom")
+    with pytest.warns(UserWarning, match=r"clip\.MP4 \(a video\)"):
+        find_images([album])
+    assert "clip" in find_images([album], frozenset({".jpg", ".png", ".mp4"}))

@@ -22,6 +22,7 @@ from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import build
 from recyclelora.runs.run import Run, versions
 from tiny_methods import unsealed
+from videos import filmed
 
 RECIPE = {
     "sources": ["town:folder=town"],
@@ -112,6 +113,14 @@ def tensors(name, change):
         save_file({key: change(value) for key, value in load_file(place / name).items()}, place / name)
 
     return make
+
+
+def renamed(name, other):
+    return lambda place: (place / name).rename(place / other)
+
+
+def cut_video(name):
+    return lambda place: filmed(place / name) and os.truncate(place / name, 800)
 
 
 def truncated(name, size):
@@ -432,6 +441,28 @@ ROWS = [
     ("photo is a pipe", pipe("photos/a.jpg"), PREDICT, ["photos/a.jpg: a pipe, expected a file"]),
     ("photo is a folder", folder("photos/c.jpg"), PREDICT, ["photos/c.jpg: a folder, expected a file"]),
     ("photo of 16 bits", picture("photos/c.png", np.ones((9, 9), np.uint16)), PREDICT, ["c.png", "expected 8 bits"]),
+    ("photo is a pattern without match", nothing, [*PREDICT[:2], "photos/*.tif", *PREDICT[3:]], ["no images match"]),
+    ("video is text", writes("photos/v.mp4", "hello"), PREDICT, ["photos/v.mp4: cannot be read as a video"]),
+    ("video is a photo", renamed("photos/b.jpg", "photos/v.mov"), PREDICT, ["photos/v.mov: cannot be read as a video"]),
+    ("video is cut", cut_video("photos/v.mkv"), PREDICT, ["photos/v.mkv: cannot be read as a video (it is cut off)"]),
+    ("video is a link to nothing", link("photos/v.mp4", "gone"), PREDICT, ["photos/v.mp4: a link to gone"]),
+    (
+        "probabilities of a video",
+        writes("photos/v.mp4", "hello"),
+        [*PREDICT, "--save", "probabilities"],
+        ["photos/v.mp4: of a video no probabilities can be saved", "labels"],
+    ),
+    ("nothing of this name is saved", nothing, [*PREDICT, "--save", "labels,overlays"], ["'overlays'", "'overlay'"]),
+    ("nothing is saved", nothing, [*PREDICT, "--save", ""], ["save: '' is nothing that is saved"]),
+    ("classes without Cityscapes ids", nothing, [*PREDICT, "--save", "cityscapes-ids"], ["old: ", "no id", "ground"]),
+    ("own colours are missing", nothing, [*PREDICT, "--colours", "mine.txt"], ["mine.txt: cannot be read"]),
+    (
+        "own colour of no class",
+        writes("mine.txt", "# mine\nskies 1 2 3"),
+        [*PREDICT, "--colours", "mine.txt"],
+        ["mine.txt: line 2 names 'skies', which is no class of the model", "'sky'"],
+    ),
+    ("own colour of two numbers", writes("mine.txt", "sky 1 2"), [*PREDICT, "--colours", "mine.txt"], ["line 1 names"]),
     (
         "photo of 10 gigapixels",
         writes("photos/c.png", big_png()),

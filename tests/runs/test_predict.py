@@ -13,6 +13,7 @@ from recyclelora.runs import predictor
 from recyclelora.runs.predict import predict
 from recyclelora.runs.predictor import load
 from tiny_methods import made_run, tiny_recipe
+from videos import filmed
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,84 @@ def test_nothing_is_written_through_a_link(run, photos, tmp_path):
     assert not any((tmp_path / "elsewhere").iterdir())
     assert (tmp_path / "mine.png").read_text() == "mine"
     assert not (tmp_path / "out" / "a_labels.png").is_symlink()
+
+
+# What is saved
+
+
+def test_another_call_makes_only_the_kinds_that_are_missing(run, photos, tmp_path):
+    out = tmp_path / "out"
+    first = predict(run.path, [photos], out).written
+    before = contents(out)
+    made = predict(run.path, [photos], out, save=["overlay", "confidence"])
+    assert made.written == [out / "a_confidence.png", out / "north" / "b_confidence.png"]
+    assert made.kept == [out / "a_overlay.png", out / "north" / "b_overlay.png"]
+    assert {name: contents(out)[name] for name in before} == before
+    assert predict(run.path, [photos], out).kept == first
+    (photos / "north" / "b.png").unlink()
+    (out / "a_confidence.png").write_bytes(b"")
+    (out / "a_confidence.png").unlink()
+    assert predict(run.path, [photos], out, save=["confidence"]).written == [out / "a_confidence.png"]
+
+
+def test_files_of_another_model_or_image_do_not_stay_beside_new_ones(run, photos, tmp_path):
+    out, other = tmp_path / "out", made_run(tmp_path / "other", tiny_recipe("dora"))[0]
+    predict(run.path, [photos / "a.png"], out, save=["labels", "confidence", "probabilities"])
+    predict(other.path, [photos / "a.png"], out, save=["labels"], overwrite=True)
+    assert sorted(path.name for path in out.glob("a_*")) == ["a_labels.png"]
+    predict(other.path, [photos / "a.png"], out, save=["confidence"])
+    write(photos / "a.png", picture(40, 56, seed=9))
+    made = predict(other.path, [photos / "a.png"], out, save=["labels"])
+    assert made.written == [out / "a_labels.png"]
+    assert sorted(path.name for path in out.glob("a_*")) == ["a_labels.png"]
+    assert lines(out)[-1]["saved"] == ["labels"]
+
+
+def test_no_kind_of_picture_is_taken_for_an_image(run, photos):
+    predict(run.path, [photos], photos, save=["confidence", "overlay"], overwrite=True)
+    made = predict(run.path, [photos], photos)
+    assert sorted({path.name for path in (*made.written, *made.kept)}) == [
+        "a_labels.png", "a_overlay.png", "b_labels.png", "b_overlay.png",
+    ]  # fmt: skip
+
+
+def test_windows_are_blended_as_asked(run, tmp_path):
+    image = picture(70, 90)
+    write(tmp_path / "a.png", image)
+    predict(run.path, [tmp_path / "a.png"], tmp_path / "out", save=["labels", "probabilities"], blend="hann")
+    expected = load(run.path).with_evaluation(blend="hann")(image).probabilities()
+    found = np.load(tmp_path / "out" / "a_probabilities.npy")
+    np.testing.assert_allclose(found, expected, atol=2**-11)
+    assert np.abs(found - load(run.path)(image).probabilities()).max() > 0.01
+    refused(lambda: predict(run.path, [tmp_path / "a.png"], tmp_path / "out"), "differ in evaluation")
+
+
+def test_own_colours_replace_those_of_the_classes_that_they_name(run, photos, tmp_path):
+    (tmp_path / "mine.txt").write_text("# mine\nsky 1 2 3\n")
+    predict(run.path, [photos / "a.png"], tmp_path / "out", opacity=1.0, colours=tmp_path / "mine.txt", legend=False)
+    found = np.asarray(Image.open(tmp_path / "out" / "a_overlay.png"))
+    labels = np.asarray(Image.open(tmp_path / "out" / "a_labels.png"))
+    table = np.array([(90, 90, 90), (1, 2, 3), (0, 160, 40)])
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(found, table[labels])
+    refused(lambda: predict(run.path, [photos], tmp_path / "out", opacity=1.0, legend=False), "differ in colours")
+    refused(lambda: predict(run.path, [photos], tmp_path / "out", opacity=1.0), "differ in legend, colours")
+
+
+def test_patterns_folders_and_files_are_predicted_and_nothing_is_printed(run, photos, tmp_path, capsys):
+    made = predict(run.path, [str(photos / "**" / "*.png")], tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in made.written[::2]] == [
+        "a_labels.png", "north/b_labels.png",
+    ]  # fmt: skip
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_opacity_is_a_share(run, photos, tmp_path):
+    refused(lambda: predict(run.path, [photos], tmp_path / "out", opacity=1.5), "opacity 1.5: expected 0")
+
+
+def test_of_a_video_no_probabilities_are_saved(run, tmp_path):
+    filmed(tmp_path / "a.mp4", count=1)
+    call = lambda kinds: predict(run.path, [tmp_path / "a.mp4"], tmp_path / "out", save=kinds)  # noqa: E731
+    refused(lambda: call(["labels", "confidence", "probabilities"]), "a.mp4: of a video no confidence and no")
+    assert not (tmp_path / "out").exists()

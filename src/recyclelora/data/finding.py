@@ -162,7 +162,7 @@ def find_images(places: Iterable[Path], suffixes: frozenset[str] = IMAGE_SUFFIXE
 
     The name of an image is its path without suffix, relative to the given folder, or to the part of the pattern before
     its first wildcard. What exists is never a pattern: `a[1].jpg` is that file. In a pattern `**` stands for any
-    folders. If only folders match, the images below them are taken.
+    folders. If no image matches, those below the folders that match are taken.
 
     Args:
         suffixes: of the files that are taken from folders and patterns, in small letters.
@@ -208,8 +208,9 @@ def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:
         raise UserError(f"{pattern}: no such image or folder; give one that exists")
     matches = [Path(found) for found in glob.glob(os.path.join(glob.escape(str(base)), *rest), recursive=True)]
     files = [file for file in matches if not file.is_dir() and file.suffix.lower() in suffixes]
-    if all(match.is_dir() for match in matches):
-        files = [file for folder in matches for file in files_by_name(folder, suffixes).values()]
+    if not files:
+        folders = [match for match in matches if match.is_dir()]
+        files = [file for folder in folders for file in files_by_name(folder, suffixes).values()]
     by_name: dict[str, Path] = {}
     for file in sorted(set(files)):
         name = unicodedata.normalize("NFC", file.relative_to(base).with_suffix("").as_posix())

@@ -48,8 +48,8 @@ def checked_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         UserError: one is unknown, or there are none.
     """
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
-    if strange := next((kind for kind in wanted if kind not in OF_IMAGES), None):
-        raise UserError(f"save: {strange!r} is nothing that is saved; {did_you_mean(strange, OF_IMAGES)}")
+    if strange := [kind for kind in wanted if kind not in OF_IMAGES]:
+        raise UserError(f"save: {strange[0]!r} is nothing that is saved; {did_you_mean(strange[0], OF_IMAGES)}")
     if not wanted:
         raise UserError(f"save: nothing to save, expected one or more of {', '.join(OF_IMAGES)}")
     return tuple(kind for kind in OF_IMAGES if kind in wanted)
