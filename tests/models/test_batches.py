@@ -60,7 +60,7 @@ def test_the_last_windows_of_an_image_share_their_batch_with_the_next():
     st.booleans(),
     st.sampled_from([(1.0,), (0.5, 1.0), (1.5,)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_several_images_give_what_each_gives_alone(sizes, batch_size, flip, scales):
     images = [picture(*size, seed=number) for number, size in enumerate(sizes)]
     plan = Plan("test", 12, 7, batch_size=batch_size, flip=flip, scales=scales)

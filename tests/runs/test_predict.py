@@ -256,3 +256,20 @@ def test_of_a_video_no_probabilities_are_saved(run, tmp_path):
     call = lambda kinds: predict(run.path, [tmp_path / "a.mp4"], tmp_path / "out", save=kinds)  # noqa: E731
     refused(lambda: call(["labels", "confidence", "probabilities"]), "a.mp4: of a video no confidence and no")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_takes_all_settings(run, photos, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("sky 1 2 3\n")
+    settings = ["--save", "labels, overlay,probabilities", "--blend", "hann", "--no-legend", "--opacity", "1"]
+    arguments = ["predict", run.path, photos / "*.png", "--out", tmp_path / "out", *settings]
+    with pytest.raises(SystemExit) as stop:
+        cli.app([*map(str, arguments), "--colours", str(tmp_path / "mine.txt")])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"written: 3 files in {tmp_path / 'out'}\n"
+    made = predict(
+        run.path, [photos / "a.png"], tmp_path / "same", 1.0, save=["labels", "overlay", "probabilities"],
+        blend="hann", colours=tmp_path / "mine.txt", legend=False,
+    ).written  # fmt: skip
+    for file in made:
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert lines(tmp_path / "out")[0] == lines(tmp_path / "same")[0]
