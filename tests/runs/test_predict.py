@@ -208,6 +208,22 @@ def test_files_of_another_model_or_image_do_not_stay_beside_new_ones(run, photos
     assert lines(out)[-1]["saved"] == ["labels"]
 
 
+def test_an_image_takes_the_place_of_a_video_of_its_name(run, tmp_path):
+    filmed(tmp_path / "clip.mp4", count=1)
+    write(tmp_path / "clip.png", picture(40, 56))
+    predict(run.path, [tmp_path / "clip.mp4"], tmp_path / "out")
+    predict(run.path, [tmp_path / "clip.png"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("clip*")) == ["clip_labels.png", "clip_overlay.png"]
+
+
+def test_an_image_that_is_called_as_a_picture_is_one(run, photos):
+    write(photos / "a_confidence.png", picture(40, 56))
+    for _ in range(2):
+        made = predict(run.path, [photos], photos, overwrite=True)
+        assert photos / "a_confidence_labels.png" in made.written
+        assert len(made.written) == 6
+
+
 def test_no_kind_of_picture_is_taken_for_an_image(run, photos):
     predict(run.path, [photos], photos, save=["confidence", "overlay"], overwrite=True)
     made = predict(run.path, [photos], photos)

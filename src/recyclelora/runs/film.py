@@ -167,7 +167,7 @@ def write_video(
     import av
 
     try:
-        with av.open(path.as_posix(), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(path.absolute().as_posix(), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream: Any = None
             for time, picture in pictures:
                 even = _even(picture)

@@ -60,9 +60,9 @@ def files_of(out: Path, name: str, kinds: Iterable[str], suffixes: Mapping[str, 
     return {kind: out / f"{name}_{kind}{suffixes[kind]}" for kind in kinds}
 
 
-def possible_files(out: Path, name: str) -> list[Path]:
-    """All files that an image or a video of this name may have."""
-    return [file for suffixes in (OF_IMAGES, OF_VIDEOS) for file in files_of(out, name, suffixes, suffixes).values()]
+def possible_files(out: Path, name: str, kinds: Iterable[str]) -> list[Path]:
+    """The files of these kinds, be they of an image or of a video."""
+    return [out / f"{name}_{kind}{table[kind]}" for kind in kinds for table in (OF_IMAGES, OF_VIDEOS) if kind in table]
 
 
 def contents(

@@ -139,7 +139,8 @@ def predict(
 class _Seen:
     """What was found out about an image: its SHA-256, or why it cannot be read, and the kinds of its files.
 
-    `new` are those that have to be written, `kept` those that are there, `stale` those there of other bytes.
+    `new` are those that have to be written, `kept` those that are there, `stale` those that may be there of other bytes
+    or settings.
     """
 
     name: str
@@ -203,10 +204,7 @@ class _Work:
         places = files_of(self.out, name, self.kinds, _suffixes(file))
         kept = [kind for kind in self.kinds if same and kind in noted and places[kind].is_file()]
         new = [kind for kind in self.kinds if kind not in kept]
-        others = [kind for kind in noted if kind not in self.kinds]
-        if same:
-            return _Seen(name, sha256, tuple(new), tuple(kept))
-        return _Seen(name, sha256, tuple(new), stale=tuple(others))
+        return _Seen(name, sha256, tuple(new), tuple(kept), () if same else noted)
 
     def _of_video(self, seen: _Seen, file: Path) -> Mapping[str, Write]:
         folder = self.folder(seen)
@@ -215,11 +213,6 @@ class _Work:
             return {}
         _refuse_links(folder / "labels", self.out)
         return film.writers(film.predicted(self.model, file, folder, self.shown), self.style, self.shown)
-
-    def stale(self, seen: _Seen) -> list[Path]:
-        """The files of other kinds that would stay beside new ones, though they are of other bytes or settings."""
-        kinds = [(suffixes, [kind for kind in seen.stale if kind in suffixes]) for suffixes in (OF_IMAGES, OF_VIDEOS)]
-        return [file for suffixes, some in kinds for file in files_of(self.out, seen.name, some, suffixes).values()]
 
     def folder(self, seen: _Seen) -> Path:
         """The folder for the labels of a video."""
@@ -242,8 +235,9 @@ def _write(
             else:
                 with replacing(place) as part:
                     content(part)
-        for place in work.stale(own) if own else ():
-            place.unlink(missing_ok=True)
+        for place in possible_files(work.out, own.name, own.stale) if own else ():
+            if place not in pictures:  # it would stay beside the new ones
+                place.unlink(missing_ok=True)
     with processes.agreeing():
         if processes.leads:
             for each in new:
@@ -265,7 +259,7 @@ def _opened(
 
 def _inputs(images: Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record) -> dict[str, Path]:
     """The images and videos by name, without the files of earlier calls."""
-    ours = {file.resolve() for name in record.hashes for file in possible_files(out, name)}
+    ours = {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
     found = find_images([Path(place) for place in images], IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     files = {name: file for name, file in found.items() if file.resolve() not in ours}
     if not files:
