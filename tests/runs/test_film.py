@@ -106,6 +106,21 @@ def test_a_stopped_prediction_goes_on_at_its_frame(run, tmp_path, monkeypatch):
     assert predict(run.path, [file], out).kept == made.written
 
 
+def test_labels_that_are_there_are_not_predicted_again(run, tmp_path, monkeypatch):
+    file, out = filmed(tmp_path / "a.mp4", count=3), tmp_path / "out"
+    labels, shown = predict(run.path, [file], out).written
+    whole = shown.read_bytes()
+    shown.unlink()
+    with monkeypatch.context() as patch:
+        seen = stopped_at(99, patch)
+        assert predict(run.path, [file], out).written == [shown]
+    assert (seen, shown.read_bytes()) == ([], whole)
+    labels.write_bytes(labels.read_bytes()[:-50])
+    shown.unlink()
+    assert predict(run.path, [file], out).written == [shown]
+    assert shown.read_bytes() == whole
+
+
 def test_labels_of_other_bytes_or_settings_are_not_used(run, tmp_path, monkeypatch):
     file, out = filmed(tmp_path / "a.mp4", count=3), tmp_path / "out"
     with monkeypatch.context() as patch:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +42,8 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)
 ENCODER = {"crf": "18", "x264-params": "mbtree=0"}
 """The settings of x264. Its constant rate factor goes from 0, without loss, to 51; from about 18 on a loss can be seen.
 With `mbtree`, on a CPU with AVX-512, the same frames give other bytes from one call to the next."""
+FRAME = re.compile(r"\d{6,}\.png")
+"""The name of a frame's labels in an archive."""
 BT709 = 1
 """The number of ITU-R BT.709 in ITU-T H.273: how RGB becomes the colours of the video, which players have to know."""
 
@@ -76,6 +81,14 @@ def discard(folder: Path, own: bool = True) -> None:
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         if other.suffix == ".frames" and other.name.rpartition("-")[0] == start and (own or other != folder):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Take the labels of the frames from an archive that an earlier call wrote; of a damaged one, what can be read."""
+    with suppress(OSError, zipfile.BadZipFile, zlib.error), zipfile.ZipFile(archive) as opened:
+        for name in opened.namelist():
+            if FRAME.fullmatch(name):
+                write_bytes(folder / f".{name}", opened.read(name))
 
 
 def predicted(model: Predictor, file: Path, folder: Path, shown: bool) -> Film:

@@ -212,6 +212,8 @@ class _Work:
         if not seen.new:
             return {}
         _refuse_links(folder / "labels", self.out)
+        if "labels" in seen.kept:
+            film.unpack(files_of(self.out, seen.name, ["labels"], OF_VIDEOS)["labels"], folder)
         return film.writers(film.predicted(self.model, file, folder, self.shown), self.style, self.shown)
 
     def folder(self, seen: _Seen) -> Path:
