@@ -108,7 +108,7 @@ def examined(path: Path, shown: bool = True) -> Video:
         if first is None:
             raise _unreadable(path, "it has no frames")
         height, width = (first.height, first.width)[:: -1 if _quarters(first) % 2 else 1]
-        pixel = Fraction(stream.codec_context.sample_aspect_ratio or 1)
+        pixel = Fraction(stream.sample_aspect_ratio or 1)
         pixel = 1 / pixel if _quarters(first) % 2 else pixel
         rate = Fraction(stream.average_rate or USUAL_RATE)
         return Video(path, count, (height, width), rate, Fraction(stream.time_base), pixel)
@@ -123,15 +123,16 @@ def frames(video: Video, first: int = 0) -> Iterator[tuple[int, UInt8[np.ndarray
         UnreadableVideoError: as `examined`; the file has been changed since.
     """
     with _opened(video.path) as container:
-        start = last = None
         step = max(1, round(1 / (video.rate * video.unit)))
+        start, time = 0, -step
         for number, frame in enumerate(_decoded(video.path, container)):
-            found = frame.pts if frame.pts is not None else (last or 0) + step
-            start = found if start is None else start
-            last = found - start if last is None else max(found - start, last + 1)
+            if number == 0:
+                start = frame.pts or 0
+            stated = time + step if frame.pts is None else frame.pts - start
+            time = max(stated, time + 1)
             if number >= first:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), _quarters(frame))
-                yield last, np.ascontiguousarray(image)
+                yield time, np.ascontiguousarray(image)
 
 
 def _opened(path: Path) -> Any:
