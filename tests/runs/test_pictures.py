@@ -44,7 +44,7 @@ def test_probabilities_of_0_and_1_are_the_ends_of_16_bits(run, monkeypatch):
     model = load(run.path)
     result = model(picture(2, 2))
     result.confidence[:] = [[0, 1], [0.5, 1 / 65535]]
-    monkeypatch.setattr(type(model), "__call__", lambda self, images: [result])
+    monkeypatch.setattr(type(model), "__call__", lambda self, image: result)
     content = contents(model, picture(2, 2), ["confidence"], Style(model.space, 0.5, True))["confidence"]
     assert np.asarray(Image.open(io.BytesIO(content))).tolist() == [[0, 65535], [32768, 1]]
 

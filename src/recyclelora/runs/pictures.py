@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Shaped, UInt8
+from PIL import Image
 
 from recyclelora.data.label_maps import cityscapes_ids
 from recyclelora.data.labels import LabelSpace
@@ -74,7 +75,7 @@ def contents(
     """
     made: dict[str, bytes] = {}
     if {"confidence", "probabilities"} & set(kinds):
-        result = model([image])[0]
+        result = model(Image.fromarray(image))
         labels = result.labels
         made["confidence"] = png(np.rint(result.confidence * 65535.0).astype(np.uint16))
         if "probabilities" in kinds:
