@@ -21,6 +21,7 @@ import torch
 
 from recyclelora.errors import MissingExtraError
 from recyclelora.exporting import sliding
+from recyclelora.exporting.lean import lean
 from recyclelora.exporting.program import example
 from recyclelora.exporting.trained import Scores, Trained
 
@@ -42,9 +43,8 @@ def check_packages() -> None:
 
 def write(trained: Trained, folder: Path) -> Scores:
     """Write the model and the script; what is returned computes with both."""
-    inner = torch.nn.Sequential(
-        trained.model.segmenter
-    )  # a dot in the names of its tensors: "mean" is also an operator
+    # In a module of modules the names of all tensors have a dot; "mean" alone is an operator's name, too.
+    inner = torch.nn.Sequential(lean(trained.model.segmenter))
     with _quiet():
         program = torch.onnx.export(
             inner, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
