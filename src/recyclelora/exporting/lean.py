@@ -66,8 +66,8 @@ class LeanMask2Former(nn.Module):
         queries = self._queries(pixels.multi_scale_features, pixels.mask_features)
         masks = F.interpolate(self._masks(queries, pixels.mask_features), size, mode="bilinear", align_corners=False)
         classes = self.head.class_predictor(queries).softmax(-1)[..., :-1]
-        logits: Tensor = classes.transpose(1, 2) @ masks.sigmoid().flatten(2)
-        return logits.unflatten(2, size)
+        logits: Tensor = (classes.transpose(1, 2) @ masks.sigmoid().flatten(2)).unflatten(2, size)
+        return logits
 
     def _queries(
         self, maps: Sequence[Float[Tensor, "b c _ _"]], pixels: Float[Tensor, "b c h w"]
@@ -101,8 +101,9 @@ class LeanMask2Former(nn.Module):
         """The logits of the masks; the projection of the pixels is applied to the few queries instead."""
         embedded: Tensor = self.head.transformer_module.decoder.mask_predictor.mask_embedder(queries)
         weight, bias = self.mask_projection.weight.flatten(1), self.mask_projection.bias
-        masks: Tensor = embedded @ weight @ pixels.flatten(2) + (embedded @ bias)[..., None]
-        return masks.unflatten(2, pixels.shape[-2:])
+        flat = embedded @ weight @ pixels.flatten(2) + (embedded @ bias)[..., None]
+        masks: Tensor = flat.unflatten(2, pixels.shape[-2:])
+        return masks
 
     def _unseen(
         self, queries: Float[Tensor, "b queries c"], pixels: Float[Tensor, "b c h w"]
