@@ -101,7 +101,7 @@ class LeanMask2Former(nn.Module):
         """The logits of the masks; the projection of the pixels is applied to the few queries instead."""
         embedded: Tensor = self.head.transformer_module.decoder.mask_predictor.mask_embedder(queries)
         weight, bias = self.mask_projection.weight.flatten(1), self.mask_projection.bias
-        flat = embedded @ weight @ pixels.flatten(2) + (embedded @ bias)[..., None]
+        flat = embedded @ weight @ pixels.flatten(2) + embedded @ bias[:, None]
         masks: Tensor = flat.unflatten(2, pixels.shape[-2:])
         return masks
 
