@@ -381,6 +381,9 @@ def export(
         Literal["merged", "peft", "lora", "onnx", "torch"],
         typer.Option(help="`merged`: all weights, for timm; `peft`, `lora`: the adapter; `onnx`, `torch`: a program."),
     ] = "merged",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="For `onnx`: also a model with 8-bit products, faster and less exact.")
+    ] = False,
     images: Annotated[
         list[Path] | None,
         typer.Option(help="Image, or folder, to check the export on; can be repeated. Of a source if none are given."),
@@ -401,11 +404,13 @@ def export(
     from recyclelora.pages.tables import say
 
     made = recyclelora.export(
-        run, to, format, images=images or (), to_hub=to_hub, window=window, stride=stride, weights=weights,
+        run, to, format, int8=int8, images=images or (), to_hub=to_hub, window=window, stride=stride, weights=weights,
         checkpoint=checkpoint, overwrite=overwrite,
     )  # fmt: skip
     say(f"written: {', '.join(made.files)} in {to}")
     say(f"checked {made.parity}")
+    if made.int8:
+        say(f"int8: {made.int8}")
     if made.hub:
         say(made.hub)
 

@@ -71,7 +71,8 @@ def card(trained: Trained, facts: Mapping[str, Any], name: str) -> str:
         f"| steps | {'not recorded' if run.step is None else f'{run.step:,}'} |",
         f"| classes | {', '.join(run.space.names)} |",
         f"| window, stride | {facts['window']}, {facts['stride']} pixels |",
-        f"| checked against the model | {facts['check']['text']} |", "",
+        f"| checked against the model | {facts['check']['text']} |",
+        *([f"| int8 model | {facts['int8']['text']} |"] if "int8" in facts else []), "",
         "## Scores", "", *_scores(run), "",
         "## How to load it", "", _loading(facts, name), "",
         "## Licence", "", about_licence, "",
@@ -104,7 +105,8 @@ def _loading(facts: Mapping[str, Any], name: str) -> str:
     """How the files are used, as code."""
     fetched = f'folder = huggingface_hub.snapshot_download("{name}")  # or the path of this folder'
     if facts["format"] == "onnx":
-        return "```bash\npip install numpy pillow onnxruntime\npython sliding.py street.jpg labels.png\n```"
+        faster = "\npython sliding.py street.jpg labels.png --int8" if "int8" in facts else ""
+        return f"```bash\npip install numpy pillow onnxruntime\npython sliding.py street.jpg labels.png{faster}\n```"
     if facts["format"] == "torch":
         return _python(
             "import huggingface_hub, torch", "", fetched,

@@ -12,6 +12,7 @@ from recyclelora.exporting import adapters, merged, onnx_model, program
 from recyclelora.exporting.card import card
 from recyclelora.exporting.check import Parity, compared, images_for
 from recyclelora.exporting.hub import check_name, push
+from recyclelora.exporting.int8 import Int8, add_int8
 from recyclelora.exporting.trained import Scores, Trained
 from recyclelora.files import holds_nothing, locked_file, staged, write_json, write_text
 from recyclelora.runs.predictor import CheckpointName, Predictor, trained_files
@@ -31,13 +32,17 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: the folder and its files, how far it is from the model, and what became of it on the hub."""
+    """What was written: the folder and its files, how far it is from the model, and what became of it on the hub.
+
+    int8: what the int8 model costs and gains, if there is one.
+    """
 
     path: Path
     format: Format
     files: list[str]
     parity: Parity
     hub: str | None = None
+    int8: Int8 | None = None
 
 
 def export(
@@ -45,6 +50,7 @@ def export(
     to: str | Path,
     format: Format = "merged",
     *,
+    int8: bool = False,
     images: Sequence[str | Path] = (),
     to_hub: str | None = None,
     window: int | None = None,
@@ -61,6 +67,8 @@ def export(
         format: `merged`, the whole model, whose backbone plain timm loads; `peft` or `lora`, the adapter alone, as its
             method saves it or as a plain LoRA; `onnx`, with a script that needs no torch; `torch`, a program of
             `torch.export`.
+        int8: for `onnx`, also write a model with 8-bit products, and compare it with the float model in mIoU, in the
+            classes of pixels, and in time.
         images: images, or folders of them, for the check; those of a source or target of the recipe if none are given.
         to_hub: OWNER/NAME of a repository on the model hub: a model card is written, and the folder is sent there if
             the hub can be reached.
@@ -72,11 +80,13 @@ def export(
     Raises:
         UserError: the folder holds something, the method has nothing to write in this format, a package is missing, the
             export differs from the model (by more than 1e-3 in a probability, or in the class of more than 0.1 % of the
-            pixels), or as `recyclelora.load`. Nothing is left behind then.
+            pixels; for the int8 model of more than 5 %), or as `recyclelora.load`. Nothing is left behind then.
     """
     to = Path(to) if Path(to).name not in ("", "..") else Path(to).resolve()  # it gets a lock and a folder beside it
     if format not in WRITERS:
         raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
+    if int8 and format != "onnx":
+        raise UserError(f"--int8: a model of the format {format} has none; add --format onnx, or leave out --int8")
     _check_place(to, Path(run), overwrite)
     if to_hub is not None:
         check_name(to_hub)
@@ -95,12 +105,15 @@ def export(
                     "probabilities, and at least 99.9 %; choose another --format"
                 )
             facts = _facts(trained, format, parity) | adapters.facts(folder)
+            quantised = add_int8(trained, folder, to, chosen, described) if int8 else None
+            if quantised is not None:
+                facts["int8"] = quantised.to_json() | {"text": str(quantised)}
             if to_hub is not None:
                 write_text(folder / CARD, card(trained, facts, to_hub))
             write_json(folder / EXPORT, facts)
             names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             _remove_earlier(to)
-    return Export(to, format, names, parity, push(to, to_hub, names) if to_hub else None)
+    return Export(to, format, names, parity, push(to, to_hub, names) if to_hub else None, quantised)
 
 
 def _check_place(to: Path, run: Path, overwrite: bool) -> None:

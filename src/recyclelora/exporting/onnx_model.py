@@ -2,6 +2,7 @@
 
 DIR/model.onnx    images, uint8 (batch, 3, window, window), RGB -> logits, float32 (batch, classes, window, window)
     model.onnx.data   its weights, if they take 2 GiB or more
+    model-int8.onnx   if asked for: the same with 8-bit products, see `int8.py`
     sliding.py    an image of any size -> windows -> labels; needs NumPy, Pillow and onnxruntime alone
 
 The window is fixed, because sizes of windows that change are exported without a complaint and then fail.
@@ -25,7 +26,8 @@ from recyclelora.exporting.lean import lean
 from recyclelora.exporting.program import example
 from recyclelora.exporting.trained import Scores, Trained
 
-FILES = (sliding.MODEL, f"{sliding.MODEL}.data", "sliding.py")
+MODELS = (sliding.MODEL, sliding.INT8_MODEL)
+FILES = (*MODELS, *(f"{name}.data" for name in MODELS), "sliding.py")
 OPSET = 20
 """The version of ONNX's operators; GridSample, which deformable attention needs, is among them since 16."""
 
@@ -45,7 +47,7 @@ def write(trained: Trained, folder: Path) -> Scores:
     """Write the model and the script; what is returned computes with both."""
     # In a module of modules the names of all tensors have a dot; "mean" alone is an operator's name, too.
     inner = torch.nn.Sequential(lean(trained.model.segmenter))
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             inner, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -59,7 +61,7 @@ def write(trained: Trained, folder: Path) -> Scores:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what torch's exporter and ONNX's optimiser report of their own parts."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,6 +1,7 @@
 """Find the class of each pixel of an image with the model that lies beside this script.
 
     python sliding.py street.jpg labels.png
+    python sliding.py street.jpg labels.png --int8    # if model-int8.onnx was exported too
 
 It needs NumPy, Pillow and onnxruntime alone. labels.png has the size of the image and one number per pixel: the place
 of its class in `names` of export.json, from 0.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-MODEL, SETTINGS = "model.onnx", "export.json"
+MODEL, INT8_MODEL, SETTINGS = "model.onnx", "model-int8.onnx", "export.json"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -31,13 +32,18 @@ def read_image(file: str | Path) -> Array:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def open_model(file: str | Path) -> Callable[[Array], Array]:
-    """The model in a file: windows, uint8 (batch, 3, window, window) -> logits, float32 (batch, classes, ...)."""
+def open_model(file: str | Path, threads: int = 0) -> Callable[[Array], Array]:
+    """The model in a file: windows, uint8 (batch, 3, window, window) -> logits, float32 (batch, classes, ...).
+
+    It computes with so many threads; onnxruntime chooses if `threads` is 0.
+    """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     # onnxruntime's fused sum and norm is slower on a CPU than a sum and a norm.
     session = onnxruntime.InferenceSession(
-        str(file), providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+        str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
     )
     return lambda windows: session.run(None, {"images": windows})[0]
 
@@ -82,11 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("image", help="the image")
     parser.add_argument("labels", help="where the labels are written (.png)")
+    parser.add_argument("--int8", action="store_true", help=f"take {INT8_MODEL}: faster, less exact")
     given = parser.parse_args()
     here = Path(__file__).parent
     settings = json.loads((here / SETTINGS).read_text(encoding="utf-8"))
     plan = [settings[key] for key in ("window", "stride", "batch_size")]
-    logits = scores(open_model(here / MODEL), read_image(given.image), *plan)
+    logits = scores(open_model(here / (INT8_MODEL if given.int8 else MODEL)), read_image(given.image), *plan)
     Image.fromarray(logits.argmax(0).astype(np.uint8)).save(given.labels, format="PNG")
 
 
