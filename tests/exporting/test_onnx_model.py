@@ -1,5 +1,6 @@
 """The script beside an ONNX model takes the windows of the plan, and runs where there is no torch."""
 
+import json
 import subprocess
 import sys
 import venv
@@ -68,12 +69,12 @@ def source(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("source") / "town", size=(90, 120))
 
 
-def exported(head, method, source, folder):
+def exported(head, method, source, folder, **options):
     values = {"backbone": {**TINY, "weights": "random"}, "sources": [f"folder={source}"]}
     values |= {"evaluation": {"blend": "hann"}} if head == "concat" else {}  # which is not exported
     recipe = tiny_recipe(method, head, **values)
     run, _ = made_run(folder / "run", recipe)
-    made = recyclelora.export(run.path, folder / "out", "onnx", window=64)
+    made = recyclelora.export(run.path, folder / "out", "onnx", window=64, **options)
     return load(run.path, device="cpu").with_evaluation(window=64), made
 
 
@@ -112,10 +113,39 @@ def test_every_head_is_exported_for_any_number_of_windows(head, method, source, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_products_with_weights_are_of_8_bits(head, source, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, made = exported(head, "recyclelora", source, tmp_path, int8=True)
+    assert made.files == ["export.json", "model-int8.onnx", "model.onnx", "sliding.py"]
+    settings = json.loads((made.path / "export.json").read_text())
+    assert settings["int8"]["text"] == str(made.int8)
+    assert made.int8.labelled.startswith("1 images of town (split train, which were trained on")
+    assert made.int8.size < 0.7
+    graph = onnx.load(made.path / "model-int8.onnx").graph
+    weights = {each.name for each in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert not [node.name for node in products if node.input[1] in weights]  # only activations by activations
+    wide = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(wide) >= 2 * 4 + (head == "mask2former") * 10  # four per block, and those of the decoders
+    forward = sliding.open_model(made.path / "model-int8.onnx", threads=1)
+    given = images(3, 64, seed=5)
+    with torch.no_grad():
+        expected = model.segmenter(given).numpy()
+    found = forward(given.numpy())
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    again = recyclelora.export(tmp_path / "run", tmp_path / "out", "onnx", window=64, overwrite=True)
+    assert again.files == ["export.json", "model.onnx", "sliding.py"]
+    assert sorted(file.name for file in made.path.iterdir()) == again.files
+
+
+@pytest.mark.slow
 def test_the_script_runs_without_torch_and_finds_what_the_model_finds(source, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, made = exported("mask2former", "recyclelora", source, tmp_path)
+    model, made = exported("mask2former", "recyclelora", source, tmp_path, int8=True)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *PACKAGES]
@@ -133,4 +163,7 @@ def test_the_script_runs_without_torch_and_finds_what_the_model_finds(source, tm
         expected = model.predict(image)
         assert labels.shape == expected.shape
         assert (labels == expected).mean() > 0.999
+        subprocess.run([*script, "--int8"], check=True, cwd=tmp_path / "env")
+        quantised = np.asarray(Image.open(tmp_path / "labels.png"))
+        assert 0.9 < (quantised == expected).mean() < 1
         assert len(np.unique(expected)) > 1

@@ -45,9 +45,9 @@ class Int8:
     """The int8 model beside the float model, both in onnxruntime.
 
     images: what the agreement is of, in words. agreement: the share of pixels with the same class. difference: the
-    largest of a probability. time, size: as shares of the float model's; `spread` has the lowest and the highest time of
-    a round, `threads` onnxruntime's number of threads. labelled: what is scored, in words; None, as both mIoU, if
-    no labels of a source can be opened.
+    largest of a probability. time, size: as shares of the float model's; `spread` has the lowest and the highest time
+    of a round, `threads` the number of onnxruntime's threads. labelled: what is scored, in words; None, as both mIoU,
+    if no labels of a source can be opened.
     """
 
     images: str
@@ -72,10 +72,9 @@ class Int8:
             own, other = ("-" if miou is None else f"{100 * miou:.2f} %" for miou in (self.miou, self.float_miou))
             scores = f"mIoU {own} (float {other}) on {self.labelled}"
         low, high = self.spread
-        return (
-            f"{scores}; {100 * self.agreement:.2f} % of pixels have the class of float on {self.images}; "
-            f"{self.time:.2f} of the time ({low:.2f} to {high:.2f}, {self.threads} threads), {self.size:.2f} of the size"
-        )
+        speed = f"{self.time:.2f} of float's time ({low:.2f} to {high:.2f}, {self.threads} threads)"
+        agreement = f"{100 * self.agreement:.2f} % of pixels have the class of float on {self.images}"
+        return f"{scores}; {agreement}; {speed}, {self.size:.2f} of its size"
 
     def to_json(self) -> dict[str, Any]:
         """The part of `export.json`."""
