@@ -11,8 +11,9 @@ are divided; `onnx` and `int8` are the models that `recyclelora export --format 
 `sliding.py` opens them.
 
 A round runs every way once, in turn; every second round goes backwards. The result is the median of the rounds'
-ratios, with their quartiles. A case takes at most `--budget` seconds for its rounds; one of which fewer than three
-rounds fit is not measured, and is tried again by a call with a larger budget.
+ratios, with their quartiles. With one thread, its processor time counts, so that other programs disturb less; with
+more, the time that passes. A case takes at most `--budget` seconds for its rounds; one of which fewer than three rounds
+fit is not measured, and is tried again by a call with a larger budget.
 Results: benchmarks/results/inference.json.
 """
 
@@ -116,10 +117,11 @@ def ways_of(work: Path, case: Case) -> Mapping[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
-def seconds_of(way: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+def seconds_of(way: Callable[[], Any], threads: int) -> float:
+    clock = time.process_time if threads == 1 else time.perf_counter
+    started = clock()
     way()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def measured(work: Path, case: Case, budget: float, expected: float) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def measured(work: Path, case: Case, budget: float, expected: float) -> dict[str
     order = list(ways)
     for done in range(MOST_ROUNDS):
         for name in order:
-            times[name].append(seconds_of(ways[name]))
+            times[name].append(seconds_of(ways[name], case[-1]))
         order.reverse()
         spent = time.perf_counter() - started
         if LEAST_ROUNDS * spent / (done + 1) > budget:

@@ -17,7 +17,7 @@ from recyclelora.exporting import sliding
 from recyclelora.models.plan import Plan
 from recyclelora.models.sliding import summed_scores
 from recyclelora.runs.predictor import load
-from tiny_methods import images, made_run, tiny_recipe
+from tiny_methods import NAMES, images, made_run, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("numpy", "pillow", "onnxruntime")
@@ -66,7 +66,7 @@ def test_images_are_read_upright_as_rgb(tmp_path):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("source") / "town", size=(90, 120))
+    return write_folder(tmp_path_factory.mktemp("source") / "town", size=(90, 120), classes=NAMES)
 
 
 def exported(head, method, source, folder, **options):
