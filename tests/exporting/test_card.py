@@ -111,6 +111,17 @@ def test_a_card_names_the_base_on_the_hub_and_its_licence(run, tmp_path):
     assert "import recyclelora\n" not in text  # a plain LoRA does not need it
 
 
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_card_of_onnx_says_what_int8_costs(int8, run, tmp_path):
+    recyclelora.export(run.path, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "export.json").read_text()) | {"format": "onnx"}
+    facts |= {"int8": {"text": "half of the time"}} if int8 else {}
+    text = card(Trained(load(run.path, device="cpu"), run), facts, "me/streets")
+    assert "python sliding.py street.jpg labels.png\n" in text
+    assert ("python sliding.py street.jpg labels.png --int8\n" in text) is int8
+    assert ("| int8 model | half of the time |" in text) is int8
+
+
 # The hub
 
 
