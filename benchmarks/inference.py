@@ -10,10 +10,11 @@ is the backbone as it was before the adapters, with the same head; `eager` is th
 are divided; `onnx` and `int8` are the models that `recyclelora export --format onnx --int8` writes, opened as
 `sliding.py` opens them.
 
-A round runs every way once, in turn; every second round goes backwards. The result is the median of the rounds'
-ratios, with their quartiles. With one thread, its processor time counts, so that other programs disturb less; with
-more, the time that passes. A case takes at most `--budget` seconds for its rounds; one of which fewer than three rounds
-fit is not measured, and is tried again by a call with a larger budget.
+A round runs every way once, in turn; every second round goes backwards. Untouched and merged, which have the same
+graph, are compared in rounds of their own, so that more of them fit. The result is the median of the rounds' ratios,
+with their quartiles. With one thread, its processor time counts, so that other programs disturb less; with more, the
+time that passes. Each of the two kinds of rounds takes at most half of the `--budget`, in seconds that pass; a case of
+which fewer than three fit is not measured, and is tried again by a call with a larger budget.
 Results: benchmarks/results/inference.json.
 """
 
@@ -49,7 +50,7 @@ WAYS = {
     "onnx": "onnxruntime",
     "int8": "onnxruntime, int8",
 }
-LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+LEAST_ROUNDS, MOST_ROUNDS = 3, 24
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "inference.json", ROOT / "docs" / "performance.md"
 Case = tuple[str, str, int, int, int]
@@ -98,7 +99,7 @@ def models(work: Path, backbone: str, head: str, size: int) -> tuple[Segmenter, 
     return untouched, merged, exports
 
 
-def ways_of(work: Path, case: Case) -> Mapping[str, Callable[[], Any]]:
+def ways_of(work: Path, case: Case) -> dict[str, Callable[[], Any]]:
     """Each way as a function that predicts the same random windows."""
     backbone, head, size, batch, threads = case
     untouched, merged, exports = models(work, backbone, head, size)
@@ -126,41 +127,54 @@ def seconds_of(way: Callable[[], Any], threads: int) -> float:
 
 def measured(work: Path, case: Case, budget: float, expected: float) -> dict[str, Any]:
     """The result of a case, or why there is none; `expected` is the time of a round in seconds, if known."""
-    if LEAST_ROUNDS * expected > budget:
+    if LEAST_ROUNDS * expected > budget / 2:
         return not_measured(expected, budget)
     torch.set_num_threads(case[-1])
     ways = ways_of(work, case)
     for way in ways.values():  # compiled, and memory taken
         way()
+    load_before = os.getloadavg()[0]
+    untouched = ways.pop("untouched")
+    times = in_turn(ways, case[-1], budget / 2)
+    if isinstance(times, float):
+        return not_measured(times, budget)
+    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2)
+    if isinstance(pairs, float):
+        return not_measured(pairs, budget)
+    return summary(pairs, times) | {"load": round(load_before, 1)}
+
+
+def in_turn(ways: Mapping[str, Callable[[], Any]], threads: int, budget: float) -> dict[str, list[float]] | float:
+    """The times of each way in rounds that take about `budget` seconds; those of one if fewer than three fit."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    started, load_before = time.perf_counter(), os.getloadavg()[0]
-    order = list(ways)
-    for done in range(MOST_ROUNDS):
+    started, order = time.perf_counter(), list(ways)
+    for done in range(1, 1 + MOST_ROUNDS):
         for name in order:
-            times[name].append(seconds_of(ways[name], case[-1]))
+            times[name].append(seconds_of(ways[name], threads))
         order.reverse()
-        spent = time.perf_counter() - started
-        if LEAST_ROUNDS * spent / (done + 1) > budget:
-            return not_measured(spent / (done + 1), budget)
-        if spent * (done + 2) / (done + 1) > budget:
+        a_round = (time.perf_counter() - started) / done
+        if LEAST_ROUNDS * a_round > budget:
+            return a_round
+        if (done + 1) * a_round > budget:
             break
-    return summary(times) | {"load": round(load_before, 1)}
+    return times
 
 
 def not_measured(round_seconds: float, budget: float) -> dict[str, Any]:
     return {"not_measured": f"a round takes about {round_seconds:.0f} s", "budget": budget}
 
 
-def summary(times: Mapping[str, list[float]]) -> dict[str, Any]:
+def summary(pairs: Mapping[str, list[float]], times: Mapping[str, list[float]]) -> dict[str, Any]:
     """For each way the median and the quartiles of its ratio to `eager`, and the shortest time in seconds."""
     ways = {}
-    for name, seconds in times.items():
-        low, middle, high = np.quantile(np.divide(seconds, times["eager"]), [0.25, 0.5, 0.75])
+    for name in WAYS:
+        own = pairs if name == "untouched" else times
+        low, middle, high = np.quantile(np.divide(own[name], own["eager"]), [0.25, 0.5, 0.75])
         ways[name] = {
             "ratio": round(float(middle), 3), "quartiles": [round(float(low), 3), round(float(high), 3)],
-            "seconds": round(min(seconds), 4),
+            "seconds": round(min(own[name]), 4),
         }  # fmt: skip
-    return {"rounds": len(times["eager"]), "ways": ways}
+    return {"pairs": len(pairs["eager"]), "rounds": len(times["eager"]), "ways": ways}
 
 
 def table(cases: Mapping[str, Mapping[str, Any]], threads: int) -> str:

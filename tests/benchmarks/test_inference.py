@@ -1,27 +1,32 @@
 """The table of the times of a prediction: ratios are those of rounds, and what was not measured is named."""
 
-import numpy as np
+import time
+
 import pytest
 
-from inference import measured, name_of, summary, table, write_tables
+from inference import MOST_ROUNDS, in_turn, measured, name_of, summary, table, write_tables
 
 CASE = ("small", "mask2former", 512, 1, 1)
-TIMES = {
-    "untouched": [2.0, 4.0, 8.0],
-    "eager": [2.0, 4.0, 10.0],
-    "compiled": [1, 2, 5],
-    "onnx": [1, 1, 1],
-    "int8": [1, 2, 9],
-}
+PAIRS = {"untouched": [2.0, 4.0, 8.0], "eager": [2.0, 4.0, 10.0]}
+TIMES = {"eager": [2.0, 4.0, 10.0], "compiled": [1, 2, 5], "onnx": [1, 1, 1], "int8": [1, 2, 9]}
 
 
 def test_a_ratio_is_the_median_of_the_rounds():
-    found = summary(TIMES)
-    assert found["rounds"] == 3
+    found = summary(PAIRS, TIMES)
+    assert (found["pairs"], found["rounds"]) == (3, 3)
     assert found["ways"]["eager"] == {"ratio": 1.0, "quartiles": [1.0, 1.0], "seconds": 2.0}
     assert found["ways"]["onnx"]["ratio"] == 0.25  # of 1/2, 1/4, 1/10
     assert found["ways"]["onnx"]["quartiles"] == [0.175, 0.375]
-    assert found["ways"]["untouched"]["quartiles"] == [pytest.approx(np.quantile([1, 1, 0.8], 0.25)), 1.0]
+    assert found["ways"]["untouched"]["quartiles"] == [0.9, 1.0]  # of 1, 1, 0.8
+
+
+def test_rounds_go_forth_and_back_until_the_budget_is_spent():
+    order = []
+    times = in_turn({"one": lambda: order.append(1), "two": lambda: order.append(2)}, 1, 60)
+    assert order[:6] == [1, 2, 2, 1, 1, 2]
+    assert [len(each) for each in times.values()] == [MOST_ROUNDS, MOST_ROUNDS]
+    slow = in_turn({"one": lambda: time.sleep(0.02)}, 2, 0.05)
+    assert slow == pytest.approx(0.02, abs=0.02)
 
 
 def test_a_case_beyond_the_budget_is_named_and_not_begun(tmp_path):
@@ -34,7 +39,7 @@ def test_the_page_has_a_table_for_each_number_of_threads(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- inference: benchmarks/inference.py -->\nold\n<!-- end of inference -->\nafter\n")
     missing = {"not_measured": "a round takes about 30 s", "budget": 60}
-    cases = {name_of(CASE): summary(TIMES), name_of((*CASE[:4], 2)): summary(TIMES)}
+    cases = {name_of(CASE): summary(PAIRS, TIMES), name_of((*CASE[:4], 2)): summary(PAIRS, TIMES)}
     cases[name_of(("base", "linear", 1024, 8, 1))] = missing
     write_tables({"cases": cases}, page)
     text = page.read_text()
