@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 USE = """
@@ -23,6 +25,7 @@ recyclelora.nothing
 """
 
 
+@pytest.mark.slow
 def test_a_users_mypy_sees_the_types(tmp_path):
     (tmp_path / "use.py").write_text(USE)
     command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "use.py"]

@@ -52,6 +52,7 @@ def test_what_is_a_fault(monkeypatch, tmp_path, error, expected):
     assert fuzz.outcome("broken", 0, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_the_script_writes_counts_and_faults(tmp_path):
     out = tmp_path / "fuzz.json"
     subprocess.run([sys.executable, SCRIPT, "--inputs", "100", "--out", out], check=True, capture_output=True)

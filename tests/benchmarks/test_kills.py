@@ -13,8 +13,9 @@ def trials(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "every", "first", "count"),
-    [("train", 46, 5, 3), ("train --overwrite", 58, 8, 3), ("train --resume", 57, 7, 3), ("evaluate", 9, 4, 2),
-     ("predict", 19, 6, 3), ("predict --overwrite", 17, 12, 3)],
+    [("train", 46, 5, 3), pytest.param("train --overwrite", 58, 8, 3, marks=pytest.mark.slow),
+     pytest.param("train --resume", 57, 7, 3, marks=pytest.mark.slow), ("evaluate", 9, 4, 2), ("predict", 19, 6, 3),
+     ("predict --overwrite", 17, 12, 3)],
 )  # fmt: skip
 def test_what_was_killed_goes_on_to_the_same_files(name, every, first, count, trials, tmp_path):
     assert torch.get_num_threads() == 1

@@ -141,7 +141,7 @@ def test_the_demo_goes_on_where_it_stopped(run_demo, done, monkeypatch, tmp_path
 
 @pytest.mark.parametrize(
     ("options", "arguments", "found"),
-    [({"steps": 3}, (), "steps 2, not 3"), ({}, ("--seed", 3), "seed 0, not 3")],
+    [({"steps": 3}, (), "steps 2, not 3"), pytest.param({}, ("--seed", 3), "seed 0, not 3", marks=pytest.mark.slow)],
 )
 def test_another_training_is_refused_with_the_fix(run_demo, done, tmp_path, options, arguments, found):
     assert run_demo()[0] == 0

@@ -258,6 +258,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_one_bar_of_all_trainings(town, tmp_path):
     (tmp_path / "grid.py").write_text(GRID)
     ours, theirs = pty.openpty()

@@ -54,6 +54,9 @@ class LeanMask2Former(nn.Module):
         self.mask_projection = pixels.mask_projection
         pixels.mask_projection = nn.Identity()
 
+    def joining(self, keys: Sequence[int] | None = None) -> None:
+        """As in a head: nothing of it joins the backbone's blocks."""
+
     def forward(
         self, features: list[Float[Tensor, "b _ _ _"]], size: tuple[int, int]
     ) -> Float[Tensor, "b classes h w"]:
