@@ -30,8 +30,9 @@ from recyclelora.data.opening import open_domain
 from recyclelora.demo import demo_recipe
 from recyclelora.evaluation.scores import score_domain
 from recyclelora.files import read_json, write_json
-from recyclelora.models.heads import mask2former
+from recyclelora.models.heads import HEADS, mask2former
 from recyclelora.recipe import Recipe, make_recipe
+from recyclelora.runs.build import build
 from recyclelora.runs.predictor import load
 from recyclelora.runs.run import versions
 from recyclelora.training.train import train
@@ -132,6 +133,29 @@ def on_targets(way: str, lr: float, options: argparse.Namespace, done: Container
     return found
 
 
+def times(rounds: int = 6, side: int = 512) -> dict[str, float]:
+    """Time of a window in each head's model, over that of the linear head's; the fastest of rounds in turn, one thread.
+
+    ViT-S with patches of 16 pixels and random weights, 19 classes.
+    """
+    torch.set_num_threads(1)
+    backbone = {"weights": "random", "model_args": {"patch_size": 16, "img_size": side}}
+    models = {}
+    for head in HEADS:
+        recipe = make_recipe({"method": "frozen", "head": head, "backbone": backbone, "crop": side})
+        models[head] = build(recipe, 19).eval()
+        models[head].head.begin_step(1.0)  # as at the end of a training
+    image = torch.randint(256, (1, 3, side, side), dtype=torch.uint8)
+    fastest = dict.fromkeys(HEADS, float("inf"))
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for head, model in models.items():
+                started = time.process_time()
+                model(image)
+                fastest[head] = min(fastest[head], time.process_time() - started)
+    return {head: seconds / fastest["linear"] for head, seconds in fastest.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/streets_heads"))
@@ -143,11 +167,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="scenes of each domain for the scores")
     parser.add_argument("--camvid", type=Path, default=None)
     parser.add_argument("--validate-only", action="store_true", help="train and validate; score no target")
+    parser.add_argument("--times", action="store_true", help="only the times of the heads, on one thread")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.times:
+        known: dict[str, Any] = read_json(options.results) if options.results.is_file() else {}
+        write_json(options.results, known | {"time over linear": times()})
+        return
     for way in options.ways:
         scores = choose(way, options)
         if options.validate_only:

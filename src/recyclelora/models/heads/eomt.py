@@ -29,7 +29,7 @@ from recyclelora.models.heads.mask_head import MaskHead, Prediction
 from recyclelora.models.joining import Joining
 
 POWER = 0.9
-"""Of the polynomial by which the share of masked queries falls from 1 to 0."""
+"""The exponent with which the share of masked queries falls from 1 to 0."""
 
 
 class EomtHead(MaskHead):
