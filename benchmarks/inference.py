@@ -67,6 +67,7 @@ def make_run(folder: Path, backbone: str, head: str, size: int) -> Run:
     settings = {"model": BACKBONES[backbone], "weights": "random", "model_args": {"patch_size": 16, "img_size": size}}
     recipe = make_recipe({"sources": ["streets"], "backbone": settings, "head": head, "crop": size})
     segmenter = build(recipe, len(CITYSCAPES))
+    segmenter.head.begin_step(1.0)  # as at the end of a training: `eomt` has no masks then
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in segmenter.backbone.parameters():
