@@ -12,9 +12,10 @@ are divided; `onnx` and `int8` are the models that `recyclelora export --format 
 
 A round runs every way once, in turn; every second round goes backwards. Untouched and merged, which have the same
 graph, are compared in rounds of their own, so that more of them fit. The result is the median of the rounds' ratios,
-with their quartiles. With one thread, its processor time counts, so that other programs disturb less; with more, the
-time that passes. Each of the two kinds of rounds takes at most half of the `--budget`, in seconds that pass; a case of
-which fewer than three fit is not measured, and is tried again by a call with a larger budget.
+with their quartiles. With one thread, its processor time counts, so that other programs disturb less, and two calls
+with other cases can run on two cores; with more, the time that passes. Each of the two kinds of rounds takes at most
+half of the `--budget`, in seconds that pass; a case of which fewer than `--rounds` fit is not measured, and is tried
+again by a call with a larger budget or fewer rounds. The table has no quartiles of fewer than three.
 Results: benchmarks/results/inference.json.
 """
 
@@ -50,7 +51,7 @@ WAYS = {
     "onnx": "onnxruntime",
     "int8": "onnxruntime, int8",
 }
-LEAST_ROUNDS, MOST_ROUNDS = 3, 24
+MOST_ROUNDS = 24
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "inference.json", ROOT / "docs" / "performance.md"
 Case = tuple[str, str, int, int, int]
@@ -101,7 +102,7 @@ def models(work: Path, backbone: str, head: str, size: int) -> tuple[Segmenter, 
 
 
 def ways_of(work: Path, case: Case) -> dict[str, Callable[[], Any]]:
-    """Each way as a function that predicts the same random windows."""
+    """Each way as a function that predicts the same random windows; all have run once."""
     backbone, head, size, batch, threads = case
     untouched, merged, exports = models(work, backbone, head, size)
     windows = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
@@ -113,6 +114,11 @@ def ways_of(work: Path, case: Case) -> dict[str, Callable[[], Any]]:
     def in_torch(model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
         return torch.inference_mode()(lambda: model(images))
 
+    for model in (untouched, merged.segmenter):
+        torch.inference_mode()(model)(images[:1])
+    in_torch(compiled)()  # a graph is of its batch
+    for model in (own, quantised):
+        model(windows[:1])
     return {
         "untouched": in_torch(untouched), "eager": in_torch(merged.segmenter), "compiled": in_torch(compiled),
         "onnx": lambda: own(windows), "int8": lambda: quantised(windows),
@@ -126,27 +132,27 @@ def seconds_of(way: Callable[[], Any], threads: int) -> float:
     return clock() - started
 
 
-def measured(work: Path, case: Case, budget: float, expected: float) -> dict[str, Any]:
+def measured(work: Path, case: Case, budget: float, least: int, expected: float) -> dict[str, Any]:
     """The result of a case, or why there is none; `expected` is the time of a round in seconds, if known."""
-    if LEAST_ROUNDS * expected > budget / 2:
-        return not_measured(expected, budget)
+    if least * expected > budget / 2:
+        return not_measured(expected, budget / least)
     torch.set_num_threads(case[-1])
     ways = ways_of(work, case)
-    for way in ways.values():  # compiled, and memory taken
-        way()
     load_before = os.getloadavg()[0]
     untouched = ways.pop("untouched")
-    times = in_turn(ways, case[-1], budget / 2)
+    times = in_turn(ways, case[-1], budget / 2, least)
     if isinstance(times, float):
-        return not_measured(times, budget)
-    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2)
+        return not_measured(times, budget / least)
+    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2, least)
     if isinstance(pairs, float):
-        return not_measured(pairs, budget)
+        return not_measured(pairs, budget / least)
     return summary(pairs, times) | {"load": round(load_before, 1)}
 
 
-def in_turn(ways: Mapping[str, Callable[[], Any]], threads: int, budget: float) -> dict[str, list[float]] | float:
-    """The times of each way in rounds that take about `budget` seconds; those of one if fewer than three fit."""
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]], threads: int, budget: float, least: int
+) -> dict[str, list[float]] | float:
+    """The times of each way in rounds that take about `budget` seconds; that of one round if fewer than `least` fit."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     started, order = time.perf_counter(), list(ways)
     for done in range(1, 1 + MOST_ROUNDS):
@@ -154,7 +160,7 @@ def in_turn(ways: Mapping[str, Callable[[], Any]], threads: int, budget: float) 
             times[name].append(seconds_of(ways[name], threads))
         order.reverse()
         a_round = (time.perf_counter() - started) / done
-        if LEAST_ROUNDS * a_round > budget:
+        if least * a_round > budget:
             return a_round
         if (done + 1) * a_round > budget:
             break
@@ -162,6 +168,7 @@ def in_turn(ways: Mapping[str, Callable[[], Any]], threads: int, budget: float) 
 
 
 def not_measured(round_seconds: float, budget: float) -> dict[str, Any]:
+    """A round takes longer than half of `budget`, the seconds for one."""
     return {"not_measured": f"a round takes about {round_seconds:.0f} s", "budget": budget}
 
 
@@ -190,11 +197,12 @@ def table(cases: Mapping[str, Mapping[str, Any]], threads: int) -> str:
         if "ways" not in found:
             rows.append(f"{row}not measured: {found['not_measured']} |" + " |" * (len(WAYS) - 1))
             continue
-        ratios = [
-            f"{way['ratio']:.2f} ({way['quartiles'][0]:.2f} to {way['quartiles'][1]:.2f})"
-            for name, way in found["ways"].items()
-            if name != "eager"
-        ]
+        ratios = []
+        for name, way in found["ways"].items():
+            if name != "eager":
+                low, high = way["quartiles"]
+                rounds = found["pairs" if name == "untouched" else "rounds"]
+                ratios.append(f"{way['ratio']:.2f}" + (f" ({low:.2f} to {high:.2f})" if rounds >= 3 else ""))
         rows.append(f"{row}{found['ways']['eager']['seconds']:.2f} s | {' | '.join(ratios)} |")
     return "\n".join(rows)
 
@@ -212,6 +220,10 @@ def write_tables(results: Mapping[str, Any], page: Path) -> None:
     page.write_text(f"{before}{begin}\n{chr(10).join(parts)}\n{end}{after}")
 
 
+def results_in(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {"cases": {}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/inference"), help="where models and exports are kept")
@@ -221,25 +233,27 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, choices=(1, 8), default=[1, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--budget", type=float, default=120, help="seconds for the rounds of a case")
+    parser.add_argument("--rounds", type=int, default=3, help="the fewest rounds that make a result")
     parser.add_argument("--again", action="store_true", help="measure also what has been measured")
     parser.add_argument("--tables", action="store_true", help="only write the tables of docs/performance.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results: dict[str, Any] = read_json(options.results) if options.results.is_file() else {"cases": {}}
     chosen = product(options.threads, options.backbones, options.sizes, options.heads, sorted(options.batches))
     for threads, backbone, size, head, batch in [] if options.tables else chosen:
         case = (backbone, head, size, batch, threads)
+        results = results_in(options.results)
         before = results["cases"].get(name_of(case), {})
-        tried = before.get("budget", -1) >= options.budget
+        tried = before.get("budget", -1) >= options.budget / options.rounds
         if not options.again and ("ways" in before or tried):
             continue
         single = results["cases"].get(name_of((backbone, head, size, 1, threads)), {}).get("ways", {})
         expected = batch * sum(way["seconds"] for way in single.values()) if batch > 1 else 0.0
-        found = measured(options.work, case, options.budget, expected)
+        found = measured(options.work, case, options.budget, options.rounds, expected)
         print(f"{name_of(case)}: {found}", flush=True)
+        results = results_in(options.results)  # another call may have added cases
         results["cases"][name_of(case)] = found
         write_json(options.results, results | {"cores": os.cpu_count(), "versions": versions()})
-    write_tables(results, PAGE)
+    write_tables(results_in(options.results), PAGE)
 
 
 if __name__ == "__main__":

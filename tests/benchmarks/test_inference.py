@@ -22,16 +22,18 @@ def test_a_ratio_is_the_median_of_the_rounds():
 
 def test_rounds_go_forth_and_back_until_the_budget_is_spent():
     order = []
-    times = in_turn({"one": lambda: order.append(1), "two": lambda: order.append(2)}, 1, 60)
+    times = in_turn({"one": lambda: order.append(1), "two": lambda: order.append(2)}, 1, 60, 3)
     assert order[:6] == [1, 2, 2, 1, 1, 2]
     assert [len(each) for each in times.values()] == [MOST_ROUNDS, MOST_ROUNDS]
-    slow = in_turn({"one": lambda: time.sleep(0.02)}, 2, 0.05)
-    assert slow == pytest.approx(0.02, abs=0.02)
+    slow = {"one": lambda: time.sleep(0.02)}
+    assert in_turn(slow, 2, 0.05, 3) == pytest.approx(0.02, abs=0.02)  # three would take 0.06 s
+    (times,) = in_turn(slow, 2, 0.03, 1).values()
+    assert times == [pytest.approx(0.02, abs=0.02)]
 
 
 def test_a_case_beyond_the_budget_is_named_and_not_begun(tmp_path):
-    found = measured(tmp_path / "work", CASE, 60, 30)
-    assert found == {"not_measured": "a round takes about 30 s", "budget": 60}
+    found = measured(tmp_path / "work", CASE, 120, 3, 30)
+    assert found == {"not_measured": "a round takes about 30 s", "budget": 40}  # 3 rounds of 2 kinds would take 180 s
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,5 +52,8 @@ def test_the_page_has_a_table_for_each_number_of_threads(tmp_path):
     assert "| ViT-B, linear | 1024 | 8 | not measured: a round takes about 30 s |" in text
     assert "With 1 thread:" in text
     assert "With 2 threads:" in text
+    single = {kind: values[:1] for kind, values in TIMES.items()}
+    cases[name_of(CASE)] = summary({kind: values[:1] for kind, values in PAIRS.items()}, single)
+    assert "| ViT-S, mask2former | 512 | 1 | 2.00 s | 1.00 | 0.50 | 0.50 | 0.50 |" in table(cases, 1)
     widths = {line.count("|") for line in table(cases, 1).splitlines()}
     assert len(widths) == 1
