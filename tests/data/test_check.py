@@ -174,6 +174,7 @@ def test_wrong_requests_are_refused(tmp_path):
     refused(lambda: check_data("streets:fog"), "streets is rendered")
     refused(lambda: check_data(f"camvid={tmp_path}/none"), f"{tmp_path}/none: no such folder")
     refused(lambda: check_data(f"camvid={tmp_path}", ["tset"]), "camvid has no split 'tset'", "'test'")
+    refused(lambda: check_data(f"camvid={tmp_path}", "tset"), "camvid has no split 'tset'")
     refused(lambda: check_data(f"folder={tmp_path}", ["val"]), "folder has no split 'val'; leave --split out")
 
 

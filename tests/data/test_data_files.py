@@ -233,6 +233,11 @@ def test_two_images_of_one_name_are_refused(photographs):
     refused(lambda: find_images([new]), new / "north/a.png", "same name as a.jpg", "remove one")
 
 
+def test_one_place_needs_no_list(photographs):
+    one = photographs / "single/c.png"
+    assert find_images(one) == find_images(str(one)) == {"c": one}
+
+
 def test_places_without_images_are_refused(photographs):
     refused(lambda: find_images([photographs / "none"]), photographs / "none", "no such image or folder")
     (photographs / "broken").symlink_to(photographs / "none")
@@ -240,7 +245,7 @@ def test_places_without_images_are_refused(photographs):
     (photographs / "empty").mkdir()
     (photographs / "empty/._0001.jpg").write_bytes(b"resource fork")
     refused(lambda: find_images([photographs / "empty"]), photographs / "empty", "no images", *IMAGE_SUFFIXES)
-    assert find_images([]) == {}
+    refused(lambda: find_images([]), "no images are given", "give image files")
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))

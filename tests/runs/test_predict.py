@@ -260,6 +260,9 @@ def test_patterns_folders_and_files_are_predicted_and_nothing_is_printed(run, ph
     assert [path.relative_to(tmp_path / "out").as_posix() for path in made.written[::2]] == [
         "a_labels.png", "north/b_labels.png",
     ]  # fmt: skip
+    assert predict(run.path, str(photos), tmp_path / "one", save="labels").written == [
+        tmp_path / "one/a_labels.png", tmp_path / "one/north/b_labels.png",
+    ]  # fmt: skip
     assert capsys.readouterr() == ("", "")
 
 

@@ -133,6 +133,11 @@ def test_layers_are_laid_out_by_kind_and_block():
 
 def test_two_runs_of_one_name_are_refused(runs, tmp_path):
     refused(lambda: analyze([runs["lora"].path] * 2, tmp_path / "page.html"), "folders of the same name")
+    refused(lambda: analyze([], tmp_path / "page.html"), "no runs to analyse")
+
+
+def test_one_run_needs_no_list(runs, tmp_path):
+    assert list(analyze(runs["lora"].path, tmp_path / "page.html")) == ["lora"]
 
 
 def test_files_that_are_there_are_replaced_only_if_asked(runs, tmp_path):

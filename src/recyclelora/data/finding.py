@@ -157,7 +157,7 @@ def _like_an_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def find_images(places: Iterable[Path], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def find_images(given: str | Path | Iterable[str | Path], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """The given image files, those below the given folders, and those that match the given patterns, by their names.
 
     The name of an image is its path without suffix, relative to the given folder, or to the part of the pattern before
@@ -168,12 +168,15 @@ def find_images(places: Iterable[Path], suffixes: frozenset[str] = IMAGE_SUFFIXE
         suffixes: of the files that are taken from folders and patterns, in small letters.
 
     Raises:
-        UserError: a place does not exist or is no file or folder, a folder has no images, a pattern matches none, or
-            two images have the same name.
+        UserError: nothing is given, a place does not exist or is no file or folder, a folder has no images, a pattern
+            matches none, or two images have the same name.
 
     Warns:
         UserWarning: a folder also holds pictures, videos or archives of other kinds, which are left out.
     """
+    places = [Path(place) for place in ([given] if isinstance(given, str | Path) else given)]
+    if not places:
+        raise UserError("no images are given; give image files, folders of these, or patterns")
     found: dict[str, Path] = {}
     for place in places:
         if not place.exists() and not place.is_symlink():

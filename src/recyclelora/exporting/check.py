@@ -83,7 +83,7 @@ def compared(
     return Parity(described, pixels, float(differences[0]), float(differences[1]), largest, same / pixels)
 
 
-def images_for(recipe: Recipe, plan: Plan, given: Sequence[str | Path]) -> tuple[list[Image], str]:
+def images_for(recipe: Recipe, plan: Plan, given: str | Path | Sequence[str | Path]) -> tuple[list[Image], str]:
     """Images to check an export on, and what they are: those given, else of a source or a target, else noise.
 
     Of each image the middle is taken, at most two windows high and wide; a smaller one is extended to a window.
@@ -92,7 +92,7 @@ def images_for(recipe: Recipe, plan: Plan, given: Sequence[str | Path]) -> tuple
         UserError: a given image cannot be read.
     """
     if given:
-        files = list(islice(find_images([Path(place) for place in given]).values(), COUNT))
+        files = list(islice(find_images(given).values(), COUNT))
         images = [read_image(file) for file in files]
         named = ", ".join(file.name for file in files)
         return [_part(image, plan) for image in images], named

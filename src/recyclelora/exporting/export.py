@@ -51,7 +51,7 @@ def export(
     format: Format = "merged",
     *,
     int8: bool = False,
-    images: Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path] = (),
     to_hub: str | None = None,
     window: int | None = None,
     stride: int | None = None,

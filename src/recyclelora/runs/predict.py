@@ -54,7 +54,7 @@ class Predictions:
 
 def predict(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     out: str | Path,
     opacity: float = 0.6,
     weights: str | None = None,
@@ -62,7 +62,7 @@ def predict(
     checkpoint: CheckpointName | None = None,
     devices: int = 1,
     *,
-    save: Sequence[str] = ("labels", "overlay"),
+    save: str | Sequence[str] = ("labels", "overlay"),
     blend: Blend | None = None,
     colours: str | Path | None = None,
     legend: bool = True,
@@ -250,7 +250,7 @@ def _write(
 
 
 def _opened(
-    images: Sequence[str | Path], out: Path, kinds: Sequence[str], overwrite: bool
+    images: str | Path | Sequence[str | Path], out: Path, kinds: Sequence[str], overwrite: bool
 ) -> tuple[Record, dict[str, Path]]:
     """What `out` holds of an earlier call, and the images by name."""
     record = Record(out / RECORD)
@@ -259,13 +259,16 @@ def _opened(
     return record, _inputs(images, out, kinds, record)
 
 
-def _inputs(images: Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record) -> dict[str, Path]:
+def _inputs(
+    images: str | Path | Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record
+) -> dict[str, Path]:
     """The images and videos by name, without the files of earlier calls."""
     ours = {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
-    found = find_images([Path(place) for place in images], IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    found = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     files = {name: file for name, file in found.items() if file.resolve() not in ours}
     if not files:
-        raise UserError(f"{images[0]}: holds nothing but pictures that `predict` made; give a folder of images")
+        place = images if isinstance(images, str | Path) else images[0]
+        raise UserError(f"{place}: holds nothing but pictures that `predict` made; give a folder of images")
     if video := next(filter(is_video, files.values()), None):
         check_reader()
         if missing := [kind for kind in kinds if kind not in OF_VIDEOS]:

@@ -187,7 +187,7 @@ def _picture(features: Float[Tensor, "patches c"], crop: UInt8[np.ndarray, "s s 
 
 
 def analyze(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     out: str | Path,
     targets: str | Sequence[str] = (),
     images: int = 4,
@@ -203,7 +203,7 @@ def analyze(
         overwrite: replace the files of an earlier call.
 
     Raises:
-        UserError: files that exist, two runs of one name; as `layer_updates` and `open_targets`.
+        UserError: no runs, files that exist, two runs of one name; as `layer_updates` and `open_targets`.
     """
     out = Path(out)
     if out.suffix != ".html":
@@ -211,7 +211,10 @@ def analyze(
     for file in (out, out.with_suffix(".json")):
         if file.exists() and not overwrite:
             raise UserError(f"{file} exists; choose another --out or replace it with --overwrite")
+    runs = [runs] if isinstance(runs, str | Path) else runs
     opened = {Path(run).name: open_run(run) for run in runs}
+    if not opened:
+        raise UserError("no runs to analyse are given; give folders of finished trainings")
     if len(opened) < len(runs):
         raise UserError("two runs have folders of the same name; rename one of them")
     domains = [target.domain for target in open_targets([targets] if isinstance(targets, str) else targets)]

@@ -76,7 +76,7 @@ def variants_of(methods: Sequence[str], changes: Sequence[str] = ()) -> list[Var
 
 def compare(
     recipe: Recipe,
-    variants: Sequence[Variant | str],
+    variants: Variant | str | Sequence[Variant | str],
     seeds: Sequence[int],
     out: str | Path,
     targets: str | Sequence[str] = (),
@@ -99,12 +99,15 @@ def compare(
         cluster: train on the machines of a Ray cluster, "local", "auto" or HOST:PORT: see docs/scale.md.
 
     Raises:
-        UserError: no targets, an unknown baseline, files of something else in `out`, results of other base weights or
-            images than those there now, and as `recyclelora.study.grid.run_grid`.
+        UserError: no variants, seeds or targets, an unknown baseline, files of something else in `out`, results of
+            other base weights or images than those there now, and as `recyclelora.study.grid.run_grid`.
     """
     out = Path(out)
-    rows = [Variant(v, {"method": v}) if isinstance(v, str) else v for v in variants]
+    given = [variants] if isinstance(variants, Variant | str) else variants
+    rows = [Variant(v, {"method": v}) if isinstance(v, str) else v for v in given]
     names = [variant.name for variant in rows]
+    if not names or not seeds:
+        raise UserError("nothing to compare: give one or more variants and seeds")
     baseline = baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: none of {', '.join(names)}; {did_you_mean(baseline, names)}")

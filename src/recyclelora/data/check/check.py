@@ -134,7 +134,7 @@ class DataCheck:
         return {split: spread for split, spread in spreads.items() if spread.pixels.any()}
 
 
-def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: int = 0) -> DataCheck:
+def check_data(spec: str | Spec, splits: str | Sequence[str] | None = None, workers: int = 0) -> DataCheck:
     """Check the files of a data set `NAME[:DOMAIN][=ROOT]` in all of its splits and domains, or in those given.
 
     Domains that share a folder, such as CamVid's sequences, are checked together.
@@ -151,6 +151,7 @@ def check_data(spec: str | Spec, splits: Sequence[str] | None = None, workers: i
     if not spec.root.is_dir():
         raise UserError(f"{spec.root}: no such folder, expected the data of {spec.name}; write {spec.name}=FOLDER")
     row = row.at(spec.root)
+    splits = [splits] if isinstance(splits, str) else splits
     for split in splits or ():
         if split not in row.splits:
             known = did_you_mean(split, row.splits) if row.splits else "leave --split out, as it has none"
