@@ -14,8 +14,9 @@ A round runs every way once, in turn; every second round goes backwards. Untouch
 graph, are compared in rounds of their own, so that more of them fit. The result is the median of the rounds' ratios,
 with their quartiles. With one thread, its processor time counts, so that other programs disturb less, and two calls
 with other cases can run on two cores; with more, the time that passes. Each of the two kinds of rounds takes at most
-half of the `--budget`, in seconds that pass; a case of which fewer than `--rounds` fit is not measured, and is tried
-again by a call with a larger budget or fewer rounds. The table has no quartiles of fewer than three.
+half of the `--budget`, in seconds that pass. A case of which the least number of `--rounds` does not fit is not
+measured, and is tried again by a call with a larger budget or fewer rounds. The table has no quartiles of fewer than
+three rounds.
 Results: benchmarks/results/inference.json.
 """
 
@@ -51,7 +52,6 @@ WAYS = {
     "onnx": "onnxruntime",
     "int8": "onnxruntime, int8",
 }
-MOST_ROUNDS = 24
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "inference.json", ROOT / "docs" / "performance.md"
 Case = tuple[str, str, int, int, int]
@@ -132,30 +132,32 @@ def seconds_of(way: Callable[[], Any], threads: int) -> float:
     return clock() - started
 
 
-def measured(work: Path, case: Case, budget: float, least: int, expected: float) -> dict[str, Any]:
+def measured(work: Path, case: Case, budget: float, rounds: tuple[int, int], expected: float) -> dict[str, Any]:
     """The result of a case, or why there is none; `expected` is the time of a round in seconds, if known."""
+    least = rounds[0]
     if least * expected > budget / 2:
         return not_measured(expected, budget / least)
     torch.set_num_threads(case[-1])
     ways = ways_of(work, case)
     load_before = os.getloadavg()[0]
     untouched = ways.pop("untouched")
-    times = in_turn(ways, case[-1], budget / 2, least)
+    times = in_turn(ways, case[-1], budget / 2, rounds)
     if isinstance(times, float):
         return not_measured(times, budget / least)
-    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2, least)
+    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2, rounds)
     if isinstance(pairs, float):
         return not_measured(pairs, budget / least)
     return summary(pairs, times) | {"load": round(load_before, 1)}
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], Any]], threads: int, budget: float, least: int
+    ways: Mapping[str, Callable[[], Any]], threads: int, budget: float, rounds: tuple[int, int]
 ) -> dict[str, list[float]] | float:
-    """The times of each way in rounds that take about `budget` seconds; that of one round if fewer than `least` fit."""
+    """The times of each way in rounds that take about `budget` seconds; that of one round if too few fit."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     started, order = time.perf_counter(), list(ways)
-    for done in range(1, 1 + MOST_ROUNDS):
+    least, most = rounds
+    for done in range(1, 1 + most):
         for name in order:
             times[name].append(seconds_of(ways[name], threads))
         order.reverse()
@@ -233,7 +235,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, choices=(1, 8), default=[1, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--budget", type=float, default=120, help="seconds for the rounds of a case")
-    parser.add_argument("--rounds", type=int, default=3, help="the fewest rounds that make a result")
+    parser.add_argument("--rounds", type=int, nargs=2, default=(3, 24), help="the fewest that make a result; the most")
     parser.add_argument("--again", action="store_true", help="measure also what has been measured")
     parser.add_argument("--tables", action="store_true", help="only write the tables of docs/performance.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -243,12 +245,12 @@ def main() -> None:
         case = (backbone, head, size, batch, threads)
         results = results_in(options.results)
         before = results["cases"].get(name_of(case), {})
-        tried = before.get("budget", -1) >= options.budget / options.rounds
+        tried = before.get("budget", -1) >= options.budget / options.rounds[0]
         if not options.again and ("ways" in before or tried):
             continue
         single = results["cases"].get(name_of((backbone, head, size, 1, threads)), {}).get("ways", {})
         expected = batch * sum(way["seconds"] for way in single.values()) if batch > 1 else 0.0
-        found = measured(options.work, case, options.budget, options.rounds, expected)
+        found = measured(options.work, case, options.budget, tuple(options.rounds), expected)
         print(f"{name_of(case)}: {found}", flush=True)
         results = results_in(options.results)  # another call may have added cases
         results["cases"][name_of(case)] = found
