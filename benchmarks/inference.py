@@ -15,8 +15,8 @@ graph, are compared in rounds of their own, so that more of them fit. The result
 with their quartiles. With one thread, its processor time counts, so that other programs disturb less, and two calls
 with other cases can run on two cores; with more, the time that passes. Each of the two kinds of rounds takes at most
 half of the `--budget`, in seconds that pass. A case of which the least number of `--rounds` does not fit is not
-measured, and is tried again by a call with a larger budget or fewer rounds. The table has no quartiles of fewer than
-three rounds.
+measured, and is tried again by a call with a larger budget or fewer rounds; so is one that takes more than `--memory`,
+which all ways of a case share. The table has no quartiles of fewer than three rounds.
 Results: benchmarks/results/inference.json.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 
 from recyclelora.data.labels import CITYSCAPES
+from recyclelora.errors import NO_MEMORY
 from recyclelora.exporting import int8, onnx_model, sliding
 from recyclelora.exporting.trained import Trained
 from recyclelora.files import read_json, write_json
@@ -130,6 +132,20 @@ def seconds_of(way: Callable[[], Any], threads: int) -> float:
     started = clock()
     way()
     return clock() - started
+
+
+def measured_within(memory: float | None, *arguments: Any) -> dict[str, Any]:
+    """What `measured` gives, or that the case takes more memory, in GiB; this process is limited to it."""
+    if memory is None:
+        return measured(*arguments)
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    try:
+        return measured(*arguments)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        return {"not_measured": f"takes more than {memory:g} GiB", "memory": memory}
 
 
 def measured(work: Path, case: Case, budget: float, rounds: tuple[int, int], expected: float) -> dict[str, Any]:
@@ -236,6 +252,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--budget", type=float, default=120, help="seconds for the rounds of a case")
     parser.add_argument("--rounds", type=int, nargs=2, default=(3, 24), help="the fewest that make a result; the most")
+    parser.add_argument("--memory", type=float, help="most GiB of addresses for this process; no limit if not given")
     parser.add_argument("--again", action="store_true", help="measure also what has been measured")
     parser.add_argument("--tables", action="store_true", help="only write the tables of docs/performance.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -246,11 +263,12 @@ def main() -> None:
         results = results_in(options.results)
         before = results["cases"].get(name_of(case), {})
         tried = before.get("budget", -1) >= options.budget / options.rounds[0]
+        tried |= before.get("memory", -1) >= (options.memory or np.inf)
         if not options.again and ("ways" in before or tried):
             continue
         single = results["cases"].get(name_of((backbone, head, size, 1, threads)), {}).get("ways", {})
         expected = batch * sum(way["seconds"] for way in single.values()) if batch > 1 else 0.0
-        found = measured(options.work, case, options.budget, tuple(options.rounds), expected)
+        found = measured_within(options.memory, options.work, case, options.budget, tuple(options.rounds), expected)
         print(f"{name_of(case)}: {found}", flush=True)
         results = results_in(options.results)  # another call may have added cases
         results["cases"][name_of(case)] = found

@@ -2,9 +2,11 @@
 
 import time
 
+import numpy as np
 import pytest
 
-from inference import in_turn, measured, name_of, summary, table, write_tables
+import inference
+from inference import in_turn, measured, measured_within, name_of, summary, table, write_tables
 
 CASE = ("small", "mask2former", 512, 1, 1)
 PAIRS = {"untouched": [2.0, 4.0, 8.0], "eager": [2.0, 4.0, 10.0]}
@@ -57,3 +59,14 @@ def test_the_page_has_a_table_for_each_number_of_threads(tmp_path):
     assert "| ViT-S, mask2former | 512 | 1 | 2.00 s | 1.00 | 0.50 | 0.50 | 0.50 |" in table(cases, 1)
     widths = {line.count("|") for line in table(cases, 1).splitlines()}
     assert len(widths) == 1
+
+
+def test_a_case_that_takes_too_much_memory_is_named(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(inference.resource, "setrlimit", lambda kind, limit: limits.append(limit[0]))
+    monkeypatch.setattr(inference, "ways_of", lambda *_: np.empty(2**62, np.uint8))
+    found = measured_within(2, tmp_path / "work", CASE, 120, (3, 24), 0)
+    assert found == {"not_measured": "takes more than 2 GiB", "memory": 2}
+    assert limits == [2**31]
+    with pytest.raises(MemoryError):
+        measured_within(None, tmp_path / "work", CASE, 120, (3, 24), 0)
