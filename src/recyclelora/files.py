@@ -127,6 +127,8 @@ def staged(folder: Path) -> Iterator[Path]:
             else:
                 os.replace(part, folder)
             _sync(folder.parent)
+        except UserError as error:
+            raise UserError(str(error).replace(str(part), str(folder))) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+import shlex
 
 import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 import recyclelora
@@ -106,9 +109,27 @@ def test_a_card_names_the_base_on_the_hub_and_its_licence(run, tmp_path):
     model.segmenter.backbone.model.pretrained_cfg = timm.get_pretrained_cfg(name).to_dict()
     text = card(Trained(model, run), facts, "me/streets")
     head = yaml.safe_load(text.split("---")[1])
-    assert (head["base_model"], head["license"]) == (f"timm/{name}", "dinov3-license")
+    assert head["base_model"] == f"timm/{name}"
+    assert (head["license"], head["license_name"]) == ("other", "dinov3-license")  # as on the hub's own pages
     assert "dynamic_img_size=True, pretrained=True)" in text
     assert "import recyclelora\n" not in text  # a plain LoRA does not need it
+
+
+def test_a_card_shows_names_as_they_are(run, tmp_path):
+    names = ["a|b `c` *d* _e_", '<b>Straße</b> & 道路: "x"', "[f](g) ~h~ $i$ j_k \\|"]
+    recyclelora.export(run.path, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    facts["check"]["text"] = names[0]
+    model = load(run.path, device="cpu")
+    sources = [{"label": names[2], "images": 4}]
+    classes = {"names": names, "colours": [[0, 0, 0]] * 3}
+    model.run = dataclasses.replace(model.run, info=model.run.info | {"classes": classes, "sources": sources})
+    made = ModelCard(card(Trained(model, run), facts, "me/streets"))
+    assert made.data.library_name == "recyclelora"
+    cells = [token.children for token in MarkdownIt().enable("table").parse(made.text) if token.type == "inline"]
+    shown = ["".join(part.content for part in parts if part.type in ("text", "text_special")) for parts in cells]
+    assert {", ".join(names), names[0], f"{names[2]} (4 images)"} <= set(shown)
+    assert not {part.type for parts in cells for part in parts} & {"html_inline", "em_open", "code_inline"}
 
 
 @pytest.mark.parametrize("int8", [True, False])
@@ -155,6 +176,11 @@ def test_a_folder_is_sent_to_the_hub(refusal, run, tmp_path, monkeypatch):
     else:
         assert made.hub == "sent to https://huggingface.co/me/streets"
         assert calls == [("me/streets", True), ("me/streets", made.files, made.path)]
+
+
+def test_the_command_that_sends_a_folder_can_be_pasted(run, tmp_path):
+    made = recyclelora.export(run.path, tmp_path / "my model; x", to_hub="me/streets")
+    assert shlex.split(made.hub.partition("send it with: ")[2]) == ["hf", "upload", "me/streets", str(made.path)]
 
 
 @pytest.mark.parametrize("name", ["streets", "me/st reets", "a/b/c", "me/x--y"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,12 @@ def features(model, side=32):
         return model.forward_features(torch.linspace(-2, 2, 2 * 3 * side**2).view(2, 3, side, side))
 
 
+def named_folders(folder):
+    """The files that name the folder of this package or of another, or of a test."""
+    own = [str(file).encode() for file in (Path(recyclelora.__file__).parent, Path(timm.__file__).parent.parent)]
+    return [file.name for file in folder.iterdir() if any(name in file.read_bytes() for name in own)]
+
+
 @pytest.fixture
 def picture(tmp_path):
     folder = write_folder(tmp_path / "town", count=1, size=(70, 90))
@@ -88,6 +95,21 @@ def test_plain_timm_loads_the_backbone_of_a_merged_export(method, run_of, tmp_pa
     again = recyclelora.load(made.path, device="cpu")
     image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     assert np.array_equal(again.predict(image), model.predict(image))
+
+
+def test_a_merged_export_names_no_folder(base, tmp_path):
+    town = write_folder(tmp_path / "town")
+    sources = [f"folder={town}", {"data": f"a:folder={town}", "images": 2}, "streets:fog=scenes"]
+    targets = ["streets", f"gtav={tmp_path}", "camvid"]
+    values = {"backbone": {**TINY, "weights": str(base)}, "sources": sources, "targets": targets}
+    run, _ = made_run(tmp_path / "run", tiny_recipe("recyclelora", **values))
+    made = recyclelora.export(run.path, tmp_path / "out")
+    assert not [file.name for file in made.path.iterdir() if str(tmp_path.parent).encode() in file.read_bytes()]
+    recipe = recyclelora.load(made.path).run.recipe
+    assert [source.data for source in recipe.sources] == ["folder=town", "a:folder=town", "streets:fog"]
+    assert (recipe.sources[1].images, recipe.targets) == (2, ["streets", "gtav", "camvid"])
+    assert recipe.backbone.weights == base.name
+    assert load(run.path).run.recipe.targets == targets
 
 
 def test_an_export_that_timm_cannot_build_says_so(run_of, tmp_path):
@@ -149,11 +171,26 @@ def test_the_checkpoint_of_a_training_that_is_not_finished_is_exported(base, tmp
 def test_a_program_of_torch_takes_any_number_of_windows(head, run_of, tmp_path):
     made = recyclelora.export(run_of("recyclelora", head).path, tmp_path / "out", "torch", window=64)
     assert names(made.path) == made.files == ["export.json", "model.pt2"]
+    assert not named_folders(made.path)
     program = torch.export.load(made.path / "model.pt2").module()
     model = load(run_of("recyclelora", head).path, device="cpu").segmenter
     for count in (1, 3):
         with torch.no_grad():
             torch.testing.assert_close(program(images(count, 64)), model(images(count, 64)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
+def test_a_full_disk_is_one_line_and_ends_no_process(run_of, tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        refused(lambda: recyclelora.export(run_of().path, tmp_path / "out", "torch"), tmp_path / "out" / "model.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == []
 
 
 ALONE = """
@@ -174,6 +211,16 @@ def test_a_program_of_torch_runs_with_torch_alone(run_of, tmp_path):
     with torch.no_grad():
         expected = load(run_of("recyclelora", "mask2former").path, device="cpu").segmenter(images(3, 64))
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_torch_cannot_write_is_one_line(run_of, tmp_path, monkeypatch):
+    def export(*_, **options):
+        raise RuntimeError("many\nlines") from NotImplementedError("no such\noperator")
+
+    monkeypatch.setattr(torch.export, "export", export)
+    words = ("vit_tiny_patch16_224 with the head linear (NotImplementedError: no such operator)", "another --format")
+    refused(lambda: recyclelora.export(run_of().path, tmp_path / "out", "torch"), *words)
+    assert names(tmp_path) == []
 
 
 # The check

@@ -64,6 +64,38 @@ def test_images_are_read_upright_as_rgb(tmp_path):
     assert found.shape == (4, 3, 3)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_grey_values_of_more_than_8_bits_are_refused(dtype, tmp_path):
+    Image.fromarray(np.full((3, 4), 200, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: an image of mode .*, expected 8 bits per channel"):
+        sliding.read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "words"),
+    [
+        ("gone.png", [], "gone.png"),
+        ("text.png", [], "cannot identify image file"),
+        ("deep.png", [], "expected 8 bits per channel"),
+        ("a.png", ["--int8"], "model-int8.onnx is missing; export it with --int8"),
+    ],
+)
+def test_the_script_names_what_is_wrong_in_one_line(image, options, words, tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("hello")
+    Image.fromarray(np.full((3, 4), 200, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(picture((3, 4))).save(tmp_path / "a.png")
+    (tmp_path / "export.json").write_text('{"window": 32, "stride": 21, "batch_size": 1}')
+    (tmp_path / "model.onnx").write_bytes(b"")
+    monkeypatch.setattr(sliding, "__file__", str(tmp_path / "sliding.py"))
+    monkeypatch.setattr(sliding, "open_model", lambda file: forward)
+    monkeypatch.setattr(sys, "argv", ["sliding.py", str(tmp_path / image), str(tmp_path / "labels.png"), *options])
+    with pytest.raises(SystemExit, match=words) as found:
+        sliding.main()
+    assert str(found.value).startswith("error: ")
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "labels.png").exists()
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("source") / "town", size=(90, 120), classes=NAMES)
@@ -99,6 +131,8 @@ def test_every_head_is_exported_for_any_number_of_windows(head, method, source, 
     assert made.files == ["export.json", "model.onnx", "sliding.py"]
     assert made.parity.logits < 1e-5
     assert made.parity.agreement == 1
+    content = (made.path / "model.onnx").read_bytes()
+    assert not [place for place in (ROOT, Path(torch.__file__).parent) if str(place).encode() in content]
     stored = onnx.load(made.path / "model.onnx")
     assert {each.domain: each.version for each in stored.opset_import}[""] == 20
     session = runtime.InferenceSession(made.path / "model.onnx")
@@ -110,6 +144,23 @@ def test_every_head_is_exported_for_any_number_of_windows(head, method, source, 
         with torch.no_grad():
             expected = model.segmenter(images(count, 64, seed=count)).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_attention_of_three_dimensions_is_exported(source, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    sizes = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    backbone = {"model": "samvit_base_patch16", "weights": "random", "model_args": sizes, "norm": False}
+    recipe = tiny_recipe("lora", backbone=backbone, sources=[f"folder={source}"], crop=64)
+    run, _ = made_run(tmp_path / "run", recipe)
+    made = recyclelora.export(run.path, tmp_path / "out", "onnx")
+    assert made.parity.logits < 1e-5
+    given = images(3, 64, seed=3)
+    with torch.no_grad():
+        expected = load(run.path, device="cpu").segmenter(given).numpy()
+    found = sliding.open_model(made.path / "model.onnx")(given.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ from recyclelora.exporting.trained import Trained
 from recyclelora.files import read_json
 from recyclelora.methods import get_method
 from recyclelora.runs.run import Run
+
+KNOWN_TO_THE_HUB = ("apache-2.0", "apple-amlr", "apple-ascl", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "mit")
+"""Licences that timm states and the hub lists; it refuses a card with another one unless that is named as `other`."""
 
 
 def licence_of(name: str, source: str, stated: str | None) -> tuple[str | None, str]:
@@ -49,8 +53,10 @@ def card(trained: Trained, facts: Mapping[str, Any], name: str) -> str:
     recipe, method = run.recipe, get_method(run.recipe.method)
     config = trained.model.segmenter.backbone.model.pretrained_cfg
     licence, about_licence = licence_of(recipe.backbone.model, recipe.backbone.weights, config.get("license"))
+    listed = licence is None or licence in KNOWN_TO_THE_HUB
     head = ModelCardData(
-        license=licence,
+        license=licence if listed else "other",
+        license_name=None if listed else licence,
         base_model=config.get("hf_hub_id") if recipe.backbone.weights == "hub" else None,
         library_name="recyclelora",
         pipeline_tag="image-segmentation",
@@ -65,17 +71,17 @@ def card(trained: Trained, facts: Mapping[str, Any], name: str) -> str:
         "[recyclelora](https://github.com/recyclelora/recyclelora).", "",
         "| | |", "|---|---|",
         f"| method | {recipe.method}{paper} |",
-        f"| backbone | {recipe.backbone.model}, weights {Path(recipe.backbone.weights).name} |",
+        f"| backbone | {recipe.backbone.model}, weights {_plain(Path(recipe.backbone.weights).name)} |",
         f"| head | {recipe.head} |",
-        f"| trained on | {', '.join(trained_on) or 'not recorded'} |",
+        f"| trained on | {_plain(', '.join(trained_on)) or 'not recorded'} |",
         f"| steps | {'not recorded' if run.step is None else f'{run.step:,}'} |",
-        f"| classes | {', '.join(run.space.names)} |",
+        f"| classes | {_plain(', '.join(run.space.names))} |",
         f"| window, stride | {facts['window']}, {facts['stride']} pixels |",
-        f"| checked against the model | {facts['check']['text']} |",
-        *([f"| int8 model | {facts['int8']['text']} |"] if "int8" in facts else []), "",
+        f"| checked against the model | {_plain(facts['check']['text'])} |",
+        *([f"| int8 model | {_plain(facts['int8']['text'])} |"] if "int8" in facts else []), "",
         "## Scores", "", *_scores(run), "",
         "## How to load it", "", _loading(facts, name), "",
-        "## Licence", "", about_licence, "",
+        "## Licence", "", _plain(about_licence), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -96,9 +102,16 @@ def _scores(run: Run) -> list[str]:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     scores = [Scores.from_json(each) for each in result["targets"]]
-    rows = [f"| {each.label} | {each.split} | {100 * each.miou:.1f} |" for each in scores if each.miou is not None]
+    rows = [
+        f"| {_plain(each.label)} | {each.split} | {100 * each.miou:.1f} |" for each in scores if each.miou is not None
+    ]
     title = f"mIoU in percent; protocol {result['protocol']['name']}."
     return [title, "", "| data | split | mIoU |", "|---|---|---|", *rows]
+
+
+def _plain(text: str) -> str:
+    """The text as Markdown that shows it as it is, in one line; an underline inside a word needs no escape."""
+    return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
 
 
 def _loading(facts: Mapping[str, Any], name: str) -> str:

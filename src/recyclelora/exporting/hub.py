@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,5 +44,5 @@ def push(folder: Path, name: str, files: Sequence[str]) -> str:
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files))
     except Exception as error:  # the hub's client and its HTTP library each raise their own kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return f"not sent to the hub ({reason}); send it with: hf upload {name} {folder}"
+        return f"not sent to the hub ({reason}); send it with: hf upload {name} {shlex.quote(str(folder))}"
     return f"sent to {constants.ENDPOINT}/{name}"

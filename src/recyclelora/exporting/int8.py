@@ -27,6 +27,7 @@ from recyclelora.evaluation.scores import Predict, score_domain
 from recyclelora.exporting import sliding
 from recyclelora.exporting.check import Image, compared
 from recyclelora.exporting.onnx_model import quiet
+from recyclelora.exporting.program import exporter
 from recyclelora.exporting.trained import Scores, Trained
 from recyclelora.recipe import Recipe
 from recyclelora.recipe.settings import ValidationSettings
@@ -91,7 +92,7 @@ def add_int8(trained: Trained, folder: Path, to: Path, images: Sequence[Image], 
     Raises:
         UserError: fewer than 95 % of the pixels have the same class.
     """
-    with quiet():
+    with quiet(), exporter(trained, "onnxruntime"):
         write(folder / sliding.MODEL, folder / NAME)
     made = compare(trained, folder, images, described)
     if not made.sound:
@@ -107,7 +108,7 @@ def write(float_model: Path, target: Path) -> None:
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=target.parent) as folder:  # where there is space for models
         folded = Path(folder) / "model.onnx"  # weights that are cut or turned become constants, which can be quantised
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

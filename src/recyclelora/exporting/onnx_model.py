@@ -19,11 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer_sam import Attention as SamAttention
 
 from recyclelora.errors import MissingExtraError
 from recyclelora.exporting import sliding
 from recyclelora.exporting.lean import lean
-from recyclelora.exporting.program import example
+from recyclelora.exporting.program import example, exporter
 from recyclelora.exporting.trained import Scores, Trained
 
 MODELS = (sliding.MODEL, sliding.INT8_MODEL)
@@ -47,12 +48,17 @@ def write(trained: Trained, folder: Path) -> Scores:
     """Write the model and the script; what is returned computes with both."""
     # In a module of modules the names of all tensors have a dot; "mean" alone is an operator's name, too.
     inner = torch.nn.Sequential(lean(trained.model.segmenter))
-    with quiet():
+    for module in inner.modules():
+        if isinstance(module, SamAttention):  # fused, it has three dimensions, of which torch's exporter has no form
+            module.fused_attn = False
+    with quiet(), exporter(trained, "torch.onnx"):
         program = torch.onnx.export(
             inner, (example(trained),), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # it names the folders of this computer
         program.save(folder / sliding.MODEL)
     shutil.copyfile(sliding.__file__, folder / "sliding.py")
     forward = sliding.open_model(folder / sliding.MODEL)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -27,8 +28,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_image(file: str | Path) -> Array:
-    """The image in a file: RGB, uint8, (h, w, 3), upright."""
+    """The image in a file: RGB, uint8, (h, w, 3), upright.
+
+    Raises:
+        OSError: the file is missing, or not a whole image.
+        ValueError: its grey values have more than 8 bits, of which Pillow would make white.
+    """
     with Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{file}: an image of mode {image.mode}, expected 8 bits per channel; convert it")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -93,8 +101,14 @@ def main() -> None:
     here = Path(__file__).parent
     settings = json.loads((here / SETTINGS).read_text(encoding="utf-8"))
     plan = [settings[key] for key in ("window", "stride", "batch_size")]
-    logits = scores(open_model(here / (INT8_MODEL if given.int8 else MODEL)), read_image(given.image), *plan)
-    Image.fromarray(logits.argmax(0).astype(np.uint8)).save(given.labels, format="PNG")
+    model = here / (INT8_MODEL if given.int8 else MODEL)
+    try:
+        if not model.is_file():
+            raise FileNotFoundError(f"{model} is missing; export it{' with --int8' * given.int8}")
+        logits = scores(open_model(model), read_image(given.image), *plan)
+        Image.fromarray(logits.argmax(0).astype(np.uint8)).save(given.labels, format="PNG")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
