@@ -63,8 +63,12 @@ app.add_typer(data, name="data")
 
 
 def _place(path: Path | None) -> Path | None:
-    """Refuse a place for results that cannot be written to before anything is computed for it."""
+    """Refuse a place for results that cannot be written to before anything is computed for it.
+
+    Shells leave the `~` in `--out=~/runs` as it is.
+    """
     if path is not None:
+        path = Path(os.path.expanduser(path))
         check_place(path)
     return path
 
@@ -323,7 +327,7 @@ def analyze(
 def predict(
     run: RunFolder,
     images: Annotated[
-        list[Path],
+        list[str],  # in a Path, an empty text would be the current folder
         typer.Argument(
             help="Images, videos (extra `video`), folders of these, or patterns such as `'photos/**/*.jpg'`.",
             metavar="IMAGE_OR_FOLDER...",

@@ -128,6 +128,8 @@ def staged(folder: Path) -> Iterator[Path]:
                 os.replace(part, folder)
             _sync(folder.parent)
         except UserError as error:
+            if str(part) not in str(error):
+                raise
             raise UserError(str(error).replace(str(part), str(folder))) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Labelled files are found, read and refused, and images are found for a prediction."""
 
+import os
 import shutil
 
 import numpy as np
@@ -184,9 +185,10 @@ def test_image_of_16_bits_is_refused(town):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """A folder with a sub-folder, a linked folder, a linked file, and hidden files of other programs."""
+    """A folder with a sub-folder, a linked folder, a linked file, and hidden files and folders of other programs."""
     for file in ("new/b.png", "new/north/a.jpg", "elsewhere/0001.jpg", "single/c.png"):
         write(tmp_path / file, picture())
+    write(tmp_path / "new/.thumbnails/b.png", picture())
     (tmp_path / "new/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "new/c.PNG").symlink_to(tmp_path / "single/c.png")
     for file in ("new/._0001.jpg", "elsewhere/._0001.jpg", "new/.hidden.png", "new/notes.md", "new/Thumbs.db"):
@@ -211,6 +213,21 @@ def test_images_of_several_places_are_found_in_their_order(photographs):
     assert list(found) == ["c", "0001", "a"]
 
 
+def test_an_image_that_is_given_twice_is_taken_once(photographs):
+    new = photographs / "new"
+    for places in ([new / "b.png", new], [new / "c.PNG", photographs / "single/c.png"]):
+        names = [name for place in places for name in find_images([place])]
+        assert list(find_images(places)) == list(dict.fromkeys(names))
+
+
+def test_paths_are_taken_as_users_write_them(photographs, monkeypatch):
+    monkeypatch.setenv("HOME", str(photographs))
+    for place in ("~/single", "~/single/c.png", "~/singl*", os.fsencode(photographs / "single")):
+        assert list(find_images([place]).values()) == [photographs / "single/c.png"]
+    refused(lambda: find_images([""]), "an empty path", "the current folder")
+    refused(lambda: find_images(["x" * 300]), "x...: cannot be read (File name too long)")
+
+
 def test_prediction_and_data_sets_find_the_same_files(photographs):
     new = photographs / "new"
     for name in find_images([new]):
@@ -228,7 +245,6 @@ def test_two_images_of_one_name_are_refused(photographs):
         new / "b.png",
         "same name, b; predict them in",
     )
-    refused(lambda: find_images([new / "b.png", new]), "same name, b")
     write(new / "north/a.png", picture())
     refused(lambda: find_images([new]), new / "north/a.png", "same name as a.jpg", "remove one")
 

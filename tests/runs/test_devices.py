@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labelled_files import refused
-from recyclelora.runs.devices import checked_device, checked_dtype
+from recyclelora.runs.devices import checked_device, checked_dtype, usual_tensors
 
 
 def test_devices_and_types_are_taken_by_their_names_and_as_torchs():
@@ -14,9 +14,27 @@ def test_devices_and_types_are_taken_by_their_names_and_as_torchs():
         assert checked_dtype(name) == checked_dtype(getattr(torch, name)) == getattr(torch, name)
 
 
-@pytest.mark.parametrize("device", ["cuda:97", "gpu", "", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:97", "gpu", "", "cpu:x", "meta", "bfloat16", torch.float16])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
     refused(lambda: checked_device(device), f"device {device}: ", "take cpu")
+
+
+def test_a_type_in_the_place_of_a_device_is_shown_its_own():
+    refused(lambda: checked_device(torch.bfloat16), "device torch.bfloat16: ", "dtype='bfloat16'")
+
+
+@pytest.mark.parametrize("defaults", [{"dtype": torch.float64}, {"device": "meta"}], ids=str)
+def test_usual_tensors_are_made_whatever_the_program_around_has_set(defaults):
+    torch.set_default_dtype(defaults.get("dtype", torch.float32))
+    try:
+        with torch.device(defaults.get("device", "cpu")):
+            with usual_tensors():
+                inside = torch.zeros(1)
+            outside = torch.zeros(1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (inside.dtype, inside.device.type) == (torch.float32, "cpu")
+    assert (outside.dtype, outside.device.type) == (defaults.get("dtype", torch.float32), defaults.get("device", "cpu"))
 
 
 @pytest.mark.parametrize("dtype", ["float64", torch.int8, "half", ""])

@@ -1,6 +1,8 @@
 """Every kind of image becomes the same uint8 RGB, and what is no image is refused in one line."""
 
 import io
+import os
+import warnings
 
 import numpy as np
 import pytest
@@ -113,6 +115,18 @@ def test_pil_images_of_other_modes_are_read_as_pillow_converts_them(mode):
     np.testing.assert_array_equal(read(image)[0], np.asarray(image.convert("RGB")))
 
 
+def test_the_opacity_of_a_palette_is_dropped_without_a_warning(tmp_path):
+    palette = Image.fromarray(RGB).quantize(20)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down, which Pillow reads
+    palette.save(tmp_path / "a.png", transparency=bytes(range(20)), exif=exif)
+    with Image.open(tmp_path / "a.png") as opened, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_file, by_pillow = read([tmp_path / "a.png", opened])
+    for found in (by_file, by_pillow):
+        np.testing.assert_array_equal(found, np.asarray(palette.convert("RGB"))[::-1, ::-1])
+
+
 WRONG = {
     "above": (REAL * 2, ["real numbers from", "expected 0 to 1", "divide it by 255"]),
     "in 0..255": (RGB.astype(np.float32), [f"to {RGB.max()}, expected 0 to 1", "divide it by 255"]),
@@ -125,7 +139,7 @@ WRONG = {
     "int64": (RGB.astype(np.int64), ["type int64", "astype(np.uint8)"]),
     "uint16": (RGB.astype(np.uint16), ["type uint16", "uint8 in 0..255"]),
     "complex": (REAL * 1j, ["type complex128"]),
-    "text array": (np.array(["a"]), ["type str"]),
+    "text array": (np.array(["a"]), ["type str", "array.tolist()"]),
     "five dimensions": (np.zeros((1, 1, 6, 9, 3), np.uint8), ["shape (1, 1, 6, 9, 3)", "(n, h, w, channels)"]),
     "five dimensions of a tensor": (torch.zeros(1, 1, 3, 6, 9), ["shape (1, 1, 3, 6, 9)", "(n, channels, h, w)"]),
     "one dimension": (np.zeros(9, np.uint8), ["shape (9,)"]),
@@ -135,15 +149,24 @@ WRONG = {
     "channels last": (torch.from_numpy(RGB.copy()), ["shape (6, 9, 3)", "tensor.movedim(-1, -3)"]),
     "two channels": (RGB[..., :2], ["expected 1, 3 or 4 channels", "as a list"]),
     "sparse": (chw(REAL).to_sparse(), ["tensor.to_dense()"]),
+    "no values": (torch.zeros(3, 6, 9, device="meta"), ["device meta, which holds no values"]),
+    "integers of a tensor": (chw(RGB).long(), ["type torch.int64", "`image.to(torch.uint8)`"]),
+    "paths in an array": (np.array(["a.png"], object), ["type object", "array.tolist()"]),
     "16 bits of PIL": (Image.fromarray(GREY.astype(np.uint16)), ["mode 'I;16'", "expected 8 bits"]),
     "real PIL": (Image.fromarray(GREY.astype(np.float32)), ["mode 'F'"]),
     "no pixels of PIL": (Image.new("RGB", (0, 5)), ["size (0, 5)"]),
     "empty list": ([], ["an empty list"]),
     "nothing": (None, ["found NoneType", "expected a path, a PIL image"]),
     "bytes": (b"\x89PNG", ["found bytes", "io.BytesIO"]),
-    "generator": ((each for each in [RGB]), ["found generator"]),
+    "bytes of a path": (os.fsencode("a.png"), ["found bytes", "os.fsdecode"]),
+    "open file": (io.BytesIO(b"\x89PNG"), ["found BytesIO", "PIL.Image.open"]),
+    "generator": ((each for each in [RGB]), ["found generator", "list(images)"]),
+    "mapping": ({"a": RGB}, ["found dict", "list(images.values())"]),
+    "something like an array": (np.float64(0.5), ["found float64", "np.asarray"]),
+    "empty path": ("", ["an empty path"]),
+    "long path": ("x" * 300, ["x...: cannot be read (File name too long)"]),
     "missing": ("none.png", ["none.png: no such image or folder"]),
-    "list of lists": ([RGB, [RGB]], ["images[1]: found list", "join the lists"]),
+    "list of lists": ([RGB, [RGB]], ["images[1]: found list", "join lists of images"]),
     "wrong in a list": ([RGB, REAL * 2], ["images[1]: real numbers"]),
     "wrong in a batch": (np.stack([REAL, REAL * 2]), ["image[1]: real numbers"]),
 }

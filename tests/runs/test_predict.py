@@ -158,6 +158,30 @@ def test_pictures_are_never_taken_for_images(where, run, photos, tmp_path):
     assert len(list(photos.rglob("*.png"))) == 6
 
 
+def test_pictures_in_another_folder_are_not_taken_for_images_either(run, photos):
+    predict(run.path, [photos], photos / "north" / "first", save=["labels", "confidence"])
+    write(photos / "north/first/c.png", picture())
+    write(photos / "predictions.jsonl.png", picture())
+    (photos / "predictions.jsonl").write_text('{"answer": "of another program"}\n[]\n')
+    made = predict(run.path, [photos], photos / "second", save=["labels"])
+    names = ["a_labels.png", "north/b_labels.png", "north/first/c_labels.png", "predictions.jsonl_labels.png"]
+    assert [file.relative_to(photos / "second").as_posix() for file in made.written] == names
+    refused(lambda: predict(run.path, [photos / "second"], photos / "third"), "second: holds nothing but pictures")
+
+
+def test_paths_from_the_home_folder_are_understood(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(photos)
+    (tmp_path / "sky.txt").write_text("sky 1 2 3\n")
+    run_here = f"~/{os.path.relpath(run.path, tmp_path)}"
+    made = predict(run_here, ["~/photos"], "~/one", colours="~/sky.txt")
+    assert made.written[0] == tmp_path / "one" / "a_labels.png"
+    with pytest.raises(SystemExit, match="0"):
+        cli.app(["predict", run_here, "~/photos/a.png", "--out=~/two"])
+    assert (tmp_path / "two" / "a_labels.png").is_file()
+    assert sorted(file.name for file in photos.iterdir()) == ["a.png", "north"]
+
+
 def test_an_image_is_not_overwritten_by_the_pictures_of_another(run, photos):
     write(photos / "a_labels.png", picture(8, 8))
     before = (photos / "a_labels.png").read_bytes()

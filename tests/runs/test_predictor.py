@@ -221,7 +221,14 @@ def test_other_settings_of_evaluation_leave_the_model_as_it_is(saved):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), "u1")]
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3)),
+        np.zeros((0, 8, 3), "u1"),
+        "a.jpg",
+    ],
 )
 def test_only_rgb_images_are_predicted(saved, image):
     with pytest.raises(ValueError, match="expected a uint8 RGB image"):

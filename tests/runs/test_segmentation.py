@@ -2,6 +2,7 @@
 
 import io
 import threading
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from recyclelora.data.decoding import read_labels
 from recyclelora.data.labels import CITYSCAPES
 from recyclelora.models.sliding import summed_scores
 from recyclelora.pages import progress
+from recyclelora.runs import predictor
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import load
 from recyclelora.runs.segmentation import SHOWN, Segmentation
@@ -160,11 +162,29 @@ def test_half_precision_changes_results_slightly_and_is_taken_back(model, dtype)
     np.testing.assert_array_equal(loaded(image).confidence, halved.confidence)
 
 
-def test_a_model_is_moved_in_place(linear):
+def test_a_model_is_moved_in_place(linear, monkeypatch):
     assert linear.device == torch.device("cpu")
+    refused(lambda: linear.to("meta"), "device meta")
+    monkeypatch.setattr(predictor, "checked_device", torch.device)  # meta stands for a device that is not there
     assert linear.to("meta") is linear
     assert {weight.device.type for weight in linear.segmenter.state_dict().values()} == {"meta"}
+    monkeypatch.undo()
     refused(lambda: linear.to("cuda:97"), "device cuda:97")
+
+
+@pytest.mark.parametrize("around", ["dtype", "device", "autocast"])
+def test_what_a_program_sets_for_torch_does_not_change_results(around, linear, paths):
+    image, model = picture(72, 100), linear.with_evaluation(blend="hann")
+    expected = model(image)
+    torch.set_default_dtype(torch.float16 if around == "dtype" else torch.float32)
+    settings = {"device": lambda: torch.device("meta"), "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+    try:
+        with settings.get(around, nullcontext)():
+            found = [model(image), load(paths["linear"], device="cpu").with_evaluation(blend="hann")(image)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in found:
+        np.testing.assert_array_equal(each.confidence, expected.confidence)
 
 
 # What is drawn and stored

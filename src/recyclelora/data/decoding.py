@@ -78,11 +78,18 @@ def read_turned(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     pixels, orientation = _decode(content), 1
     if pixels is None:
         image, orientation = _load(path, content, image)
-        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        pixels = np.array(in_rgb(image))
     # The grey of a block without data is another one in CMYK.
     if image.format in ("JPEG", "MPO") and (image.mode == "CMYK" or jpeg.has_grey_block(pixels)):
         _check_whole_jpeg(path, content)
     return pixels, orientation
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """The image in the mode RGB, without its opacity."""
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # Pillow warns if such an opacity is dropped in one step
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_whole_jpeg(path: Path, content: bytes) -> None:

@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recyclelora.data.layouts import Layout, explain, shared_name
 from recyclelora.data.stored import kind_of, named, refuse_link_or_device
-from recyclelora.errors import UserError
+from recyclelora.errors import FIXES, UserError, shortened
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
+OnePlace = str | bytes | os.PathLike[Any]
 
 OTHERS = 5
 """At most this many files that are left out are named."""
@@ -118,7 +120,7 @@ def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") ->
 
     The keys are their paths relative to the folder, in which only what `*` stands for is left of the name. They are in
     Unicode's composed form (NFC), as macOS may store the same letters in another form. Links are followed; hidden files
-    are left out.
+    and folders are left out.
     """
     files: dict[str, Path] = {}
     for file in _walk(folder):
@@ -139,6 +141,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     above = {folder: {os.path.realpath(folder)}}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         passed = above.pop(Path(parent))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             place = Path(parent, name)
             if place.is_symlink() and os.path.realpath(place) in passed:
@@ -157,7 +160,19 @@ def _like_an_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def find_images(given: str | Path | Iterable[str | Path], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def as_path(place: OnePlace) -> Path:
+    """A path as users write it: `~` stands for the user's folder, and bytes for a name in the system's encoding.
+
+    Raises:
+        UserError: it is empty, which would stand for the current folder and all that is in it.
+    """
+    text = os.fsdecode(place)
+    if not text:
+        raise UserError("an empty path, expected that of an image or a folder; give `.` for the current folder")
+    return Path(os.path.expanduser(text))
+
+
+def find_images(given: OnePlace | Iterable[OnePlace], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """The given image files, those below the given folders, and those that match the given patterns, by their names.
 
     The name of an image is its path without suffix, relative to the given folder, or to the part of the pattern before
@@ -169,17 +184,17 @@ def find_images(given: str | Path | Iterable[str | Path], suffixes: frozenset[st
 
     Raises:
         UserError: nothing is given, a place does not exist or is no file or folder, a folder has no images, a pattern
-            matches none, or two images have the same name.
+            matches none, or two images have the same name. One that is given twice is taken once.
 
     Warns:
         UserWarning: a folder also holds pictures, videos or archives of other kinds, which are left out.
     """
-    places = [Path(place) for place in ([given] if isinstance(given, str | Path) else given)]
+    places = [as_path(place) for place in ([given] if isinstance(given, str | bytes | os.PathLike) else given)]
     if not places:
         raise UserError("no images are given; give image files, folders of these, or patterns")
     found: dict[str, Path] = {}
     for place in places:
-        if not place.exists() and not place.is_symlink():
+        if not _is_there(place):
             inside = _matching(place, suffixes)
         else:
             inside = files_by_name(place, suffixes) if place.is_dir() else {place.stem: place}
@@ -194,12 +209,21 @@ def find_images(given: str | Path | Iterable[str | Path], suffixes: frozenset[st
         for name, file in sorted(inside.items()):
             if not place.is_dir():  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
-            if name in found:
+            if os.path.realpath(found.get(name, file)) != os.path.realpath(file):
                 raise RepeatedNameError(
-                    f"{file} and {found[name]} have the same name, {name}; predict them in separate calls"
+                    f"{file} and {found[name]} have the same name, {name}; predict them in separate calls, each into "
+                    "a folder of its own"
                 )
             found[name] = file
     return found
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists() or place.is_symlink()
+    except OSError as error:
+        reason = f"{shortened(str(place))}: cannot be read ({error.strerror})"
+        raise UserError(f"{reason}; {FIXES.get(error.errno or 0, 'correct the path')}") from error
 
 
 def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:

@@ -154,13 +154,13 @@ def _view(
 def _profile(window: int, blend: Blend) -> Float[Tensor, " window"]:
     """By how much a window counts at each of its pixels, along one axis."""
     if blend == "uniform":
-        return torch.ones(window)
-    places = torch.arange(window, dtype=torch.float64) + 0.5
+        return torch.ones(window, dtype=torch.float32, device="cpu")
+    places = torch.arange(window, dtype=torch.float64, device="cpu") + 0.5
     return torch.sin(torch.pi * places / window).square().float()
 
 
 def _coverage(length: int, starts: Sequence[int], profile: Float[Tensor, " window"]) -> Float[Tensor, " length"]:
-    count = torch.zeros(length)
+    count = profile.new_zeros(length)
     for start in starts:
         covered = count[start : start + len(profile)]
         covered += profile[: len(covered)]

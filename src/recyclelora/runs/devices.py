@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from recyclelora.errors import UserError
@@ -19,11 +22,12 @@ def checked_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=found).item()  # of the device meta there are no values
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = ["cpu", "mps"][: 1 + torch.backends.mps.is_available()]
         here += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        raise UserError(f"device {device}: torch cannot use it here; take {' or '.join(here)}") from error
+        type_is = f", and the type as dtype={name!r}" if (name := _name(device)) in DTYPES else ""
+        raise UserError(f"device {device}: torch cannot use it here; take {' or '.join(here)}{type_is}") from error
     return found
 
 
@@ -33,8 +37,24 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises:
         UserError: it is none of `DTYPES`.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = _name(dtype)
     if name not in DTYPES:
         raise UserError(f"dtype {name}: expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def _name(thing: object) -> str:
+    return str(thing).removeprefix("torch.")
+
+
+@contextmanager
+def usual_tensors() -> Iterator[None]:
+    """New tensors are float32 on the CPU, and computed there in their own type, whatever the program around has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)

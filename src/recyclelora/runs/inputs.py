@@ -13,7 +13,7 @@ Numbers are uint8 in 0..255, or real numbers in 0..1. An opacity is dropped, as 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from recyclelora.data.decoding import MOST_PIXELS, read_image
-from recyclelora.data.finding import find_images
+from recyclelora.data.decoding import MOST_PIXELS, in_rgb, read_image
+from recyclelora.data.finding import as_path, find_images
 from recyclelora.errors import UserError, shortened
 
 OneOrMore = str | os.PathLike[str] | np.ndarray | Tensor
@@ -49,7 +49,7 @@ class Input:
 def is_one(images: Images) -> bool:
     """Whether this is one image, and not several, such as a folder or a batch."""
     if isinstance(images, str | os.PathLike):
-        return not Path(images).is_dir()
+        return not as_path(images).is_dir()
     return not isinstance(images, list | tuple) and getattr(images, "ndim", 0) != 4
 
 
@@ -71,7 +71,7 @@ def inputs_of(images: Images) -> list[Input]:
 def _inputs_at(image: Any, place: str) -> Iterator[Input]:
     """The inputs of one entry of a list."""
     if isinstance(image, str | os.PathLike):
-        yield from _of_path(Path(image))
+        yield from _of_path(as_path(image))
     elif isinstance(image, Image.Image):
         if 0 in image.size:
             raise UserError(f"{place}: a PIL image of size {image.size}, expected at least one pixel")
@@ -81,9 +81,22 @@ def _inputs_at(image: Any, place: str) -> Iterator[Input]:
     elif isinstance(image, Tensor):
         yield from _of_tensor(image, place)
     else:
-        inner = "; join the lists" if isinstance(image, list | tuple) else ""
-        inner = "; open it with PIL.Image.open(io.BytesIO(...))" if isinstance(image, bytes) else inner
-        raise UserError(f"{place}: found {type(image).__name__}, {TAKEN}{inner}")
+        raise UserError(f"{place}: found {type(image).__name__}, {TAKEN}{_way_in(image)}")
+
+
+def _way_in(thing: Any) -> str:
+    """How to make something that is taken of something that is not; empty if that is not known."""
+    if isinstance(thing, list | tuple):
+        return "; join lists of images, or make an array of lists of numbers: np.array(...)"
+    if isinstance(thing, bytes | bytearray | memoryview):
+        return "; open an image file's bytes with PIL.Image.open(io.BytesIO(...)), a path's with os.fsdecode(...)"
+    if hasattr(thing, "read"):
+        return "; open it with PIL.Image.open(...)"
+    if hasattr(thing, "__array__"):
+        return "; make it an array: np.asarray(...)"
+    if isinstance(thing, Mapping):
+        return "; give its values as a list: list(images.values())"
+    return "; make a list of it: list(images)" if isinstance(thing, Iterable) else ""
 
 
 def _of_path(place: Path) -> Iterator[Input]:
@@ -99,7 +112,7 @@ def _of_pillow(image: Image.Image, place: str) -> UInt8[np.ndarray, "h w 3"]:
         )
     try:
         upright = ImageOps.exif_transpose(image)
-        array = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        array = np.asarray(in_rgb(upright))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
         raise UserError(f"{place}: Pillow cannot read it ({shortened(str(error))}); replace the image") from error
     return _rgb(array, place)
@@ -107,7 +120,7 @@ def _of_pillow(image: Image.Image, place: str) -> UInt8[np.ndarray, "h w 3"]:
 
 def _of_array(array: np.ndarray, place: str) -> Iterator[Input]:
     order = "(h, w), (h, w, channels) or (n, h, w, channels)"
-    _check_type(array.dtype.name, array.dtype == np.uint8 or array.dtype.kind == "f", place)
+    _check_type(array.dtype.name, array.dtype == np.uint8 or array.dtype.kind == "f", place, "astype(np.uint8)")
     found = f"{place}: an array of shape {array.shape}"
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise UserError(f"{found}, expected {order}, none of them 0")
@@ -122,15 +135,17 @@ def _of_array(array: np.ndarray, place: str) -> Iterator[Input]:
 
 
 def _of_tensor(tensor: Tensor, place: str) -> Iterator[Input]:
-    _check_type(str(tensor.dtype), tensor.dtype == torch.uint8 or tensor.is_floating_point(), place)
+    _check_type(str(tensor.dtype), tensor.dtype == torch.uint8 or tensor.is_floating_point(), place, "to(torch.uint8)")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise UserError(f"{place}: a sparse, nested or quantised tensor; give it dense, as in tensor.to_dense()")
+    if tensor.is_meta:
+        raise UserError(f"{place}: a tensor on the device meta, which holds no values; give one on another device")
     shape, order = tuple(tensor.shape), "(h, w), (channels, h, w) or (n, channels, h, w)"
     if tensor.ndim not in (2, 3, 4) or 0 in shape:
         raise UserError(f"{place}: a tensor of shape {shape}, expected {order}, none of them 0")
     if tensor.ndim > 2 and shape[-3] not in CHANNELS:
         fix = "move the channels: tensor.movedim(-1, -3)" if shape[-1] in CHANNELS else "give several as a list"
         raise UserError(f"{place}: a tensor of shape {shape}, expected 1, 3 or 4 channels in the order {order}; {fix}")
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise UserError(f"{place}: a sparse or quantised tensor; give it dense, as in tensor.to_dense()")
     several = tensor.ndim == 4
     for number, each in enumerate(tensor if several else [tensor]):
         name = f"{place}[{number}]" if several else place
@@ -144,9 +159,10 @@ def _of_chw(tensor: Shaped[Tensor, "*channels h w"], place: str) -> UInt8[np.nda
     return _rgb((tensor if tensor.ndim == 2 else tensor.movedim(0, -1)).numpy(), place)
 
 
-def _check_type(name: str, taken: bool, place: str) -> None:
+def _check_type(name: str, taken: bool, place: str, conversion: str) -> None:
     if not taken:
-        fix = "a mask is no image" if "bool" in name else "convert it, as in `image.astype(np.uint8)` for 0 to 255"
+        fix = "a mask is no image" if "bool" in name else f"convert it, as in `image.{conversion}` for 0 to 255"
+        fix = "give paths as a list, as in `array.tolist()`" if name.startswith(("str", "bytes", "object")) else fix
         raise UserError(f"{place}: values of type {name}, expected uint8 in 0..255 or real numbers in 0..1; {fix}")
 
 

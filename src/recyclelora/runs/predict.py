@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def predict(
     Args:
         run: folder of a finished training.
         images: image files, videos (MP4, MOV, AVI, MKV, WebM; the extra `video`), folders of these, or patterns such as
-            `photos/**/*.jpg`; the pictures of an earlier call are left out.
+            `photos/**/*.jpg`; the pictures of earlier calls are left out, also those in other folders than `out`.
         out: folder for what is written, `NAME_labels.png`, `NAME_overlay.png`, ... for each image, and
             `NAME_overlay.mp4`, `NAME_labels.zip` for each video.
         opacity: strength of the colours over the image, 0 to 1.
@@ -93,14 +94,14 @@ def predict(
             a kind cannot be saved of these classes or of a video, `colours` names no class of the model, a process was
             ended, or as `recyclelora.load`.
     """
-    out, kinds = Path(out), checked_kinds(save)
+    out, kinds = Path(os.path.expanduser(out)), checked_kinds(save)
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity {opacity}: expected 0 (only the image) to 1 (only the colours)")
     with ExitStack() as lock, joined(devices) as processes:
         record, files = processes.of_first(lambda: _opened(images, out, kinds, overwrite))
         with processes.agreeing():
             model = load(run, weights, processes.device, checkpoint).with_evaluation(blend=blend)
-            space = recoloured(model.space, Path(colours)) if colours is not None else model.space
+            space = recoloured(model.space, Path(os.path.expanduser(colours))) if colours is not None else model.space
             if "cityscapes-ids" in kinds:
                 cityscapes_ids(space, f"{run}: save cityscapes-ids")
             work = _Work(model, Style(space, opacity, legend), kinds, out, overwrite, record, processes.leads)
@@ -263,8 +264,8 @@ def _inputs(
     images: str | Path | Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record
 ) -> dict[str, Path]:
     """The images and videos by name, without the files of earlier calls."""
-    ours = {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
     found = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    ours = _pictures(out, record) | _pictures_beside(found.values())
     files = {name: file for name, file in found.items() if file.resolve() not in ours}
     if not files:
         place = images if isinstance(images, str | Path) else images[0]
@@ -285,6 +286,21 @@ def _inputs(
         if file.resolve() in taken:
             raise UserError(f"{file}: would be overwritten by the pictures of another image; choose another --out")
     return files
+
+
+def _pictures(out: Path, record: Record) -> set[Path]:
+    """The files that a call has written to `out`."""
+    return {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
+
+
+def _pictures_beside(files: Iterable[Path]) -> set[Path]:
+    """The files that calls have written to folders that some of these files are in."""
+    found: set[Path] = set()
+    for folder in {above for file in files for above in file.resolve().parents}:
+        if (folder / RECORD).is_file():
+            with suppress(UserError):  # a file of another program, of the same name
+                found |= _pictures(folder, Record(folder / RECORD))
+    return found
 
 
 def _suffixes(file: Path) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from recyclelora.pages.progress import shown
 from recyclelora.recipe import make_recipe
 from recyclelora.runs.build import bare, base_of, build, check_base, kept_names
 from recyclelora.runs.checkpoint import Checkpoint, newest_whole, read_state
-from recyclelora.runs.devices import checked_device, checked_dtype
+from recyclelora.runs.devices import checked_device, checked_dtype, usual_tensors
 from recyclelora.runs.facts import best_validation, read_validations
 from recyclelora.runs.inputs import Images, Input, OneOrMore, inputs_of, is_one
 from recyclelora.runs.run import Run, check_empty, check_finished, open_run
@@ -48,6 +48,9 @@ class Predictor:
         self.run = run
         self.space = run.space
         self.evaluation = run.recipe.evaluation
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.name!r}, {len(self.space)} classes, {self.device}, {self.dtype})"
 
     @property
     def name(self) -> str:
@@ -107,8 +110,12 @@ class Predictor:
             ValueError: the image is not uint8 of shape (height, width, 3).
             UserError: as `plan`, or the model gives NaN or infinity for the image.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        if not found.startswith("uint8 ") or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(
+                f"expected a uint8 RGB image (height, width, 3), got {found}; call the model itself, as in "
+                "`model(image)`, for paths and other kinds of images"
+            )
         plan = self.plan(dataset)
         with self._computing():
             return self.segmenter.predict(image, plan)
@@ -156,10 +163,10 @@ class Predictor:
 
     @contextmanager
     def _computing(self, image: str = "") -> Iterator[None]:
-        """Compute in the model's type, and name the run, and the image if it has a name, in errors."""
+        """Compute in the model's own type, and name the run, and the image if it has a name, in errors."""
         half = self.dtype != torch.float32
         try:
-            with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+            with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
                 yield
         except UserError as error:
             raise UserError(f"{self.run.path}: {f'{image}: ' if image else ''}{error}") from error
@@ -210,7 +217,7 @@ def load(
     """
     dtype = checked_dtype(dtype)
     device = checked_device(device)
-    with trained_files(run, weights, checkpoint) as (opened, files):
+    with usual_tensors(), trained_files(run, weights, checkpoint) as (opened, files):
         segmenter = merged(opened, files, weights)
     return Predictor(segmenter.to(device), opened, dtype)
 

@@ -23,6 +23,7 @@ RUN/recipe.yaml                     all settings, resolved
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -238,7 +239,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UserError: the folder does not exist or is not a run, or one of the two files is not as it was written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
     if (path / STARTING).exists():
