@@ -82,7 +82,7 @@ def test_other_kinds_are_refused(content, reason, tmp_path):
     (tmp_path / "a.mp4").write_bytes(content)
     refused(lambda: examined(tmp_path / "a.mp4"), tmp_path / "a.mp4", reason)
     write(tmp_path / "b.png", picture())
-    refused(lambda: examined((tmp_path / "b.png").rename(tmp_path / "b.mp4")), "b.mp4", "cannot be read as a video")
+    refused(lambda: examined((tmp_path / "b.png").rename(tmp_path / "b.mp4")), "b.mp4", "as a video (it holds a PNG)")
 
 
 def test_frames_beyond_the_largest_image_are_refused(tmp_path, monkeypatch):

@@ -12,18 +12,20 @@ import struct
 from typing import BinaryIO
 
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067
+FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx"})
+"""The kinds of boxes that a file may begin with."""
 
 
 def is_cut(file: BinaryIO) -> bool:
-    """Whether a part at the top of a video's container ends behind the end of the file."""
+    """Whether a part at the top of a video's container ends behind the end of the file; not of other kinds of files."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    start = file.read(4)
-    if start == b"RIFF":
+    start = file.read(8)
+    if start[:4] == b"RIFF":
         return _end_of_chunks(file, size) > size
-    if start == EBML.to_bytes(4, "big"):
+    if start[:4] == EBML.to_bytes(4, "big"):
         return _end_of_segment(file) > size
-    return _end_of_boxes(file, size) > size
+    return start[4:] in FIRST_BOXES and _end_of_boxes(file, size) > size
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from recyclelora.data.container import is_cut
 from recyclelora.data.decoding import MOST_PIXELS
-from recyclelora.data.stored import refuse_link_or_device
+from recyclelora.data.stored import kind_of, named, refuse_link_or_device
 from recyclelora.errors import MissingExtraError, UserError, shortened
 from recyclelora.files import file_sha256
 from recyclelora.pages.progress import Progress
@@ -140,6 +140,10 @@ def _opened(path: Path) -> Any:
     import av
 
     refuse_link_or_device(path)
+    with path.open("rb") as file:
+        kind = kind_of(file.read(64))
+    if kind not in ("", "video"):
+        raise _unreadable(path, f"it holds {named(kind)}")
     try:
         container = av.open(path.absolute().as_posix(), container_options={"format_whitelist": READ})
     except (av.FFmpegError, OSError, ValueError) as error:
