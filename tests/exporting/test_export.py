@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 import recyclelora
 from labelled_files import refused
 from miniatures import TINY, write_folder
+from recyclelora import files
+from recyclelora.errors import UserError
 from recyclelora.exporting import export as verb
 from recyclelora.exporting.check import compared
 from recyclelora.exporting.trained import Trained
@@ -310,6 +312,49 @@ def test_nothing_is_overwritten_unless_asked(run_of, tmp_path):
     recyclelora.load(out)
     recyclelora.export(run_of().path, out, "lora", overwrite=True)
     assert names(out) == sorted([*ADAPTER_FILES, "notes.txt"])
+    assert facts(out)["files"] == ADAPTER_FILES
+
+
+def test_only_what_an_export_wrote_is_replaced(run_of, tmp_path):
+    training = made_run(tmp_path / "training", run_of().recipe)[0].path
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("mine")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for place, name, options in (
+        (training, "head.safetensors", {"format": "merged"}),
+        (project, "README.md", {"format": "lora", "to_hub": "me/streets"}),
+    ):
+        with pytest.raises(UserError, match="no export wrote this file") as found:
+            recyclelora.export(run_of().path, place, overwrite=True, **options)
+        assert str(found.value).startswith(f"{place / name}: ")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    recyclelora.export(run_of().path, project, "lora", overwrite=True)
+    refused(lambda: recyclelora.export(run_of().path, project, "lora", overwrite=True, to_hub="me/x"), "README.md")
+    recyclelora.export(run_of().path, project, "peft", overwrite=True)
+    assert (project / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_export_that_was_stopped_while_it_took_its_place_is_replaced(listed, run_of, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    recyclelora.export(run_of().path, out)
+    if not listed:  # as of version 0.1
+        (out / "export.json").write_text(json.dumps({k: v for k, v in facts(out).items() if k != "files"}))
+    with monkeypatch.context() as patch:
+        real = files.os.replace
+
+        def replace(source, target):
+            if Path(target).name == "head.safetensors" and Path(target).parent == out:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        patch.setattr(files.os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            recyclelora.export(run_of().path, out, "lora", overwrite=True)
+    assert names(out) == ["adapter_config.json", "adapter_model.safetensors", "export.json"]
+    recyclelora.export(run_of().path, out, "merged", overwrite=True)
+    assert names(out) == RUN_FILES
 
 
 @pytest.mark.parametrize("format", ["merged", "lora"])

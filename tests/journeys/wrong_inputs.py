@@ -283,6 +283,7 @@ ROWS = [
     settings(["head=mask2former", "head_args={width: 30}"], "head mask2former does not take", "30"),
     settings(["head=eomt", "head_args={queries: 0}"], "queries is 0, expected a whole number"),
     settings(["head=eomt", "head_args={blocks: 2}"], "join the last 2 blocks", "has 2", "blocks to at most 1"),
+    settings(["head=eomt", "head_args={upsampling_layers: 60}"], "upsampling_layers is 60, expected at most 5"),
     settings(["head=eomt", "head_args={width: 8}"], "head eomt does not take head_args", "width"),
     setting("backbone.model=vit_tini_patch16_224", "timm has no model", "vit_tiny_patch16_224"),
     setting("backbone.model=resnet18", "backbone resnet18: "),

@@ -111,6 +111,11 @@ def test_masks_of_the_queries_are_gone_when_a_training_ends_and_not_before(tmp_p
     assert (head.shares.tolist(), head.masked) == ([1.0], (True,))
 
 
+def test_a_checkpoint_of_no_kind_is_refused(tmp_path):
+    run, _ = made_run(tmp_path / "run", tiny_recipe("recyclelora"))
+    refused(lambda: load(run.path, checkpoint="bset-source"), "'bset-source'", "did you mean 'best-source'")
+
+
 def test_a_saved_folder_is_evaluated_like_its_run(tmp_path):
     run, _ = made_run(tmp_path / "run", tiny_recipe("recyclelora"))
     saved = load(run.path, device="cpu").save(tmp_path / "saved")

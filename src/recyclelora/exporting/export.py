@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,10 @@ from recyclelora.exporting.check import Parity, compared, images_for
 from recyclelora.exporting.hub import check_name, push
 from recyclelora.exporting.int8 import Int8, add_int8
 from recyclelora.exporting.trained import Scores, Trained
-from recyclelora.files import holds_nothing, locked_file, staged, write_json, write_text
+from recyclelora.files import holds_nothing, locked_file, read_json, staged, write_json, write_text
 from recyclelora.runs.predictor import CheckpointName, Predictor, trained_files
 from recyclelora.runs.predictor import merged as merged_model
-from recyclelora.runs.run import EXPORT, check_empty, is_run, remove_run, versions
+from recyclelora.runs.run import EXPORT, RECIPE, check_empty, versions
 
 Format = Literal["merged", "peft", "lora", "onnx", "torch"]
 WRITERS: Mapping[str, Callable[[Trained, Path], Scores]] = {
@@ -28,6 +29,14 @@ WRITERS: Mapping[str, Callable[[Trained, Path], Scores]] = {
     "torch": program.write,
 }
 CARD = "README.md"
+FILES: Mapping[str, Sequence[str]] = {
+    "merged": ("backbone.safetensors", "head.safetensors", RECIPE, "run.json"),
+    "peft": adapters.FILES,
+    "lora": adapters.FILES,
+    "onnx": onnx_model.FILES,
+    "torch": (program.NAME,),
+}
+"""What a writer may write; beside it lie `export.json` and, if asked for, the card."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def export(
         raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
     if int8 and format != "onnx":
         raise UserError(f"--int8: a model of the format {format} has none; add --format onnx, or leave out --int8")
-    _check_place(to, Path(run), overwrite)
+    _check_place(to, Path(run), overwrite, (*FILES[format], *[CARD] * (to_hub is not None)))
     if to_hub is not None:
         check_name(to_hub)
     if format == "onnx":
@@ -110,19 +119,30 @@ def export(
                 facts["int8"] = quantised.to_json() | {"text": str(quantised)}
             if to_hub is not None:
                 write_text(folder / CARD, card(trained, facts, to_hub))
+            names = sorted([EXPORT, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())])
+            facts["files"] = names
             write_json(folder / EXPORT, facts)
-            names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-            _remove_earlier(to)
+            for name in _earlier(to):
+                (to / name).unlink(missing_ok=True)
+            if to.is_dir():
+                write_json(to / EXPORT, facts)  # first, so that after a stop the next call knows which files are ours
     return Export(to, format, names, parity, push(to, to_hub, names) if to_hub else None, quantised)
 
 
-def _check_place(to: Path, run: Path, overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost; inside the run, only earlier exports are replaced."""
+def _check_place(to: Path, run: Path, overwrite: bool, names: Sequence[str]) -> None:
+    """Refuse a folder in which something would be lost: only what an earlier export wrote is replaced.
+
+    Args:
+        names: of the files that may be written, besides `export.json`.
+    """
     place = to.resolve()
     within = run.resolve() in place.parents and not (holds_nothing(to) or (to / EXPORT).is_file())
     if place == run.resolve() or within:
         raise UserError(f"{to}: this is the run itself; choose another folder for the export")
     check_empty(to, overwrite, "--to")
+    earlier = _earlier(to)
+    if own := [name for name in names if name not in earlier and (to / name).exists()]:
+        raise UserError(f"{to / own[0]}: no export wrote this file, and it would be lost; choose another --to")
 
 
 def _facts(trained: Trained, format: Format, parity: Parity) -> dict[str, Any]:
@@ -148,10 +168,11 @@ def _facts(trained: Trained, format: Format, parity: Parity) -> dict[str, Any]:
     }
 
 
-def _remove_earlier(to: Path) -> None:
-    """Remove the files of an export, or of a run, that this one replaces; others in the folder stay."""
-    if is_run(to):
-        remove_run(to)
-    if (to / EXPORT).is_file():
-        for name in (EXPORT, CARD, *onnx_model.FILES, *adapters.FILES, program.NAME):
-            (to / name).unlink(missing_ok=True)
+def _earlier(to: Path) -> set[str]:
+    """The names of the files in a folder that an earlier export wrote."""
+    if not (to / EXPORT).is_file():
+        return set()
+    facts = read_json(to / EXPORT)
+    known = {EXPORT, CARD, *chain.from_iterable(FILES.values())}
+    listed = facts.get("files", known) if isinstance(facts, dict) else ()
+    return known.intersection(name for name in listed if isinstance(name, str)) | {EXPORT}

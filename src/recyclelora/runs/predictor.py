@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from recyclelora.errors import UserError
+from recyclelora.errors import UserError, did_you_mean
 from recyclelora.methods import get_method
 from recyclelora.models.plan import Plan
 from recyclelora.models.segmenter import Segmenter
@@ -231,6 +231,10 @@ def trained_files(
     The two are one if it is the last step; else the second is a folder that is removed at the end. Arguments and errors
     are those of `load`.
     """
+    if checkpoint not in (None, *get_args(CheckpointName)):
+        raise UserError(
+            f"checkpoint {checkpoint!r}: no such checkpoint; {did_you_mean(str(checkpoint), get_args(CheckpointName))}"
+        )
     opened = open_run(run)
     if checkpoint is None or (checkpoint == "last" and opened.finished):
         check_finished(opened)

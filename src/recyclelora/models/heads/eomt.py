@@ -31,6 +31,9 @@ from recyclelora.models.joining import Joining
 POWER = 0.9
 """The exponent with which the share of masked queries falls from 1 to 0."""
 
+MOST_UPSAMPLINGS = 5
+"""Patches of 32 pixels are upsampled to single pixels by so many; each one more takes four times the memory."""
+
 
 class EomtHead(MaskHead):
     """Queries in the last blocks of the backbone. Its features are what they predict, as `joining` has it.
@@ -56,6 +59,8 @@ class EomtHead(MaskHead):
         points: int = 12_544,
     ) -> None:
         check_sizes(queries=queries, points=points, blocks=blocks, upsampling_layers=upsampling_layers)
+        if upsampling_layers > MOST_UPSAMPLINGS:
+            raise ValueError(f"upsampling_layers is {upsampling_layers}, expected at most {MOST_UPSAMPLINGS}")
         config = EomtConfig(
             hidden_size=channels[-1],
             num_labels=classes,
