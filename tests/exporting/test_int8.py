@@ -67,7 +67,7 @@ def test_the_two_models_are_compared(trained, models, town):
     assert made.images == "a picture"
     assert made.size == 0.3
     assert made.spread[0] <= made.time <= made.spread[1]
-    assert made.labelled.startswith("1 images of town (split train, which were trained on; at their own size")
+    assert made.labelled.startswith("1 image of town (split train, which were trained on; at their own size")
     held = open_domain(f"folder={town}", "train")
     forward = int8.sliding.open_model(folder / sliding.INT8_MODEL)
 

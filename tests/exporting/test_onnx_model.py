@@ -173,7 +173,7 @@ def test_products_with_weights_are_of_8_bits(head, source, tmp_path):
     assert made.files == ["export.json", "model-int8.onnx", "model.onnx", "sliding.py"]
     settings = json.loads((made.path / "export.json").read_text())
     assert settings["int8"]["text"] == str(made.int8)
-    assert made.int8.labelled.startswith("1 images of town (split train, which were trained on")
+    assert made.int8.labelled.startswith("1 image of town (split train, which were trained on")
     assert made.int8.size < 0.7
     graph = onnx.load(made.path / "model-int8.onnx").graph
     weights = {each.name for each in graph.initializer}

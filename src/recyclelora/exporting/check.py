@@ -97,7 +97,7 @@ def images_for(recipe: Recipe, plan: Plan, given: str | Path | Sequence[str | Pa
         named = ", ".join(file.name for file in files)
         return [_part(image, plan) for image in images], named
     for name, images in _of_domains(recipe):
-        return [_part(image, plan) for image in images], f"{_counted(len(images))} of {name}"
+        return [_part(image, plan) for image in images], f"{counted(len(images))} of {name}"
     side = plan.window + plan.stride
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     return list(noise), "2 images of random noise, because neither sources nor targets could be opened"
@@ -120,7 +120,8 @@ def _opened(target: str) -> Domain:
     return open_targets([target], limit=COUNT)[0].domain
 
 
-def _counted(number: int) -> str:
+def counted(number: int) -> str:
+    """So many images, in words."""
     return "1 image" if number == 1 else f"{number} images"
 
 

@@ -25,7 +25,7 @@ from recyclelora.data.opening import open_domain
 from recyclelora.errors import UserError
 from recyclelora.evaluation.scores import Predict, score_domain
 from recyclelora.exporting import sliding
-from recyclelora.exporting.check import Image, compared
+from recyclelora.exporting.check import Image, compared, counted
 from recyclelora.exporting.onnx_model import quiet
 from recyclelora.exporting.program import exporter
 from recyclelora.exporting.trained import Scores, Trained
@@ -172,7 +172,7 @@ def _mious(trained: Trained, models: Sequence[Scores]) -> tuple[str | None, list
             ]
             seen = ", which were trained on" if held.split == "train" and recipe.validation is None else ""
             windows = f"at their own size, windows of {trained.plan.window}, stride {trained.plan.stride}"
-            return f"{len(held.domain)} images of {held.domain.label} (split {held.split}{seen}; {windows})", found
+            return f"{counted(len(held.domain))} of {held.domain.label} (split {held.split}{seen}; {windows})", found
     return None, [None] * len(models)
 
 
