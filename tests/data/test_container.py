@@ -30,7 +30,9 @@ def test_a_file_of_several_chunks_is_cut_in_any_of_them():
     assert not is_cut(io.BytesIO(chunk + b"something else"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a\x40\0\x30\0", b"G\x40\x11\x10\0B\xf0%"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a\x40\0\x30\0", b"G\x40\x11\x10\0B\xf0%"]
+)
 def test_of_another_kind_of_file_nothing_is_said(content):
     assert not is_cut(io.BytesIO(content))
 

@@ -435,6 +435,20 @@ ROWS = [
     ),
     # images and labels
     ("photo is missing", nothing, ["predict", "old", "gone.jpg", "--out", "out"], ["gone.jpg: no such image"]),
+    ("photo is nothing", nothing, ["predict", "old", "", "--out", "out"], ["an empty path", "the current folder"]),
+    (
+        "photo's name is long",
+        nothing,
+        ["predict", "old", "x" * 300, "--out", "out"],
+        ["x...: cannot be read (File name"],
+    ),
+    ("video is a photo", renamed("photos/a.jpg", "photos/a.mp4"), PREDICT, ["a.mp4: cannot be read", "holds a JPEG"]),
+    (
+        "two videos of one name",
+        lambda place: [filmed(place / "photos" / name) for name in ("v.mkv", "v.avi")],
+        PREDICT,
+        ["photos/v.mkv and photos/v.avi have the same name", "folders of their own"],
+    ),
     ("photo is text", writes("photos/a.jpg", "hello"), PREDICT, ["photos/a.jpg: cannot be read as an image"]),
     ("photo is empty", writes("photos/a.jpg", ""), PREDICT, ["photos/a.jpg: cannot be read as an image (an empty"]),
     ("photo is cut", truncated("photos/a.jpg", 300), PREDICT, ["photos/a.jpg: cannot be read as an image"]),

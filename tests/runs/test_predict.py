@@ -232,12 +232,22 @@ def test_files_of_another_model_or_image_do_not_stay_beside_new_ones(run, photos
     assert lines(out)[-1]["saved"] == ["labels"]
 
 
-def test_an_image_takes_the_place_of_a_video_of_its_name(run, tmp_path):
-    filmed(tmp_path / "clip.mp4", count=1)
-    write(tmp_path / "clip.png", picture(40, 56))
-    predict(run.path, [tmp_path / "clip.mp4"], tmp_path / "out")
-    predict(run.path, [tmp_path / "clip.png"], tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").glob("clip*")) == ["clip_labels.png", "clip_overlay.png"]
+def test_an_image_and_a_video_may_be_called_alike(run, tmp_path):
+    filmed(tmp_path / "in" / "clip.mp4", count=1)
+    write(tmp_path / "in" / "clip.png", picture(40, 56))
+    made = predict(run.path, [tmp_path / "in"], tmp_path / "in" / "out").written
+    names = ["clip_labels.png", "clip_labels.zip", "clip_overlay.mp4", "clip_overlay.png"]
+    assert sorted(path.name for path in made) == names
+    write(tmp_path / "in" / "clip.png", picture(40, 56, seed=1))
+    again = predict(run.path, [tmp_path / "in" / "clip.png"], tmp_path / "in" / "out")
+    assert sorted(path.name for path in again.written) == [names[0], names[3]]
+    assert sorted(path.name for path in (tmp_path / "in" / "out").glob("clip*")) == names
+    again = predict(run.path, [tmp_path / "in"], tmp_path / "in" / "out")
+    assert (again.written, len(again.kept)) == ([], 4)
+    filmed(tmp_path / "in" / "clip.avi", count=1)
+    refused(
+        lambda: predict(run.path, [tmp_path / "in"], tmp_path / "in" / "out"), "clip.mp4", "clip.avi", "the same name"
+    )
 
 
 def test_an_image_that_is_called_as_a_picture_is_one(run, photos):

@@ -6,7 +6,7 @@ import glob
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,9 @@ def _nested(images: Path, labels: Path) -> str:
     return " and ".join(f"move the files of {folder} up into {folder.parent}" for folder in doubled)
 
 
-def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") -> dict[str, Path]:
+def files_by_name(
+    folder: Path, suffixes: frozenset[str], pattern: str = "*", kept: frozenset[str] = frozenset()
+) -> dict[str, Path]:
     """The files below a folder that have one of these suffixes and a name that matches the pattern.
 
     The keys are their paths relative to the folder, in which only what `*` stands for is left of the name. They are in
@@ -127,13 +129,19 @@ def files_by_name(folder: Path, suffixes: frozenset[str], pattern: str = "*") ->
         shared = shared_name(unicodedata.normalize("NFC", file.stem), pattern)
         if shared is None or file.suffix.lower() not in suffixes or file.name.startswith("."):
             continue
-        name = unicodedata.normalize("NFC", file.relative_to(folder).with_name(shared).as_posix())
+        name = _name(file.relative_to(folder).with_name(shared + file.suffix), kept)
         if name in files:
             raise RepeatedNameError(
                 f"{file}: has the same name as {files[name].name}, expected one file per name; remove one"
             )
         files[name] = file
     return files
+
+
+def _name(file: Path, kept: frozenset[str]) -> str:
+    """The name of a file: its path without suffix, if this is not one of `kept`."""
+    path = file if file.suffix.lower() in kept else file.with_suffix("")
+    return unicodedata.normalize("NFC", path.as_posix())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -172,7 +180,12 @@ def as_path(place: OnePlace) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def find_images(given: OnePlace | Iterable[OnePlace], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def find_images(
+    given: OnePlace | Iterable[OnePlace],
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
+    kept: frozenset[str] = frozenset(),
+    known: Callable[[Path], bool] = lambda file: False,
+) -> dict[str, Path]:
     """The given image files, those below the given folders, and those that match the given patterns, by their names.
 
     The name of an image is its path without suffix, relative to the given folder, or to the part of the pattern before
@@ -181,6 +194,8 @@ def find_images(given: OnePlace | Iterable[OnePlace], suffixes: frozenset[str] =
 
     Args:
         suffixes: of the files that are taken from folders and patterns, in small letters.
+        kept: suffixes that stay in the name.
+        known: the files of which no warning is needed if they are left out.
 
     Raises:
         UserError: nothing is given, a place does not exist or is no file or folder, a folder has no images, a pattern
@@ -195,9 +210,11 @@ def find_images(given: OnePlace | Iterable[OnePlace], suffixes: frozenset[str] =
     found: dict[str, Path] = {}
     for place in places:
         if not _is_there(place):
-            inside = _matching(place, suffixes)
+            inside = _matching(place, suffixes, kept)
+        elif place.is_dir():
+            inside = files_by_name(place, suffixes, kept=kept)
         else:
-            inside = files_by_name(place, suffixes) if place.is_dir() else {place.stem: place}
+            inside = {_name(Path(place.name), kept): place}
         if not inside:
             there = next((file.name for file in _walk(place) if not file.name.startswith(".")), "no file")
             raise UserError(
@@ -205,7 +222,7 @@ def find_images(given: OnePlace | Iterable[OnePlace], suffixes: frozenset[str] =
                 "the files, or give another folder"
             )
         if place.is_dir():
-            _warn_of_others(place, suffixes)
+            _warn_of_others(place, suffixes, known)
         for name, file in sorted(inside.items()):
             if not place.is_dir():  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
@@ -226,7 +243,7 @@ def _is_there(place: Path) -> bool:
         raise UserError(f"{reason}; {FIXES.get(error.errno or 0, 'correct the path')}") from error
 
 
-def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+def _matching(pattern: Path, suffixes: frozenset[str], kept: frozenset[str]) -> dict[str, Path]:
     """The images that match a pattern, by their paths relative to its part before the first wildcard."""
     base, rest = Path(pattern.anchor), list(pattern.parts[bool(pattern.anchor) :])
     while rest and (base / rest[0]).exists():
@@ -240,7 +257,7 @@ def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:
         files = [file for folder in folders for file in files_by_name(folder, suffixes).values()]
     by_name: dict[str, Path] = {}
     for file in sorted(set(files)):
-        name = unicodedata.normalize("NFC", file.relative_to(base).with_suffix("").as_posix())
+        name = _name(file.relative_to(base), kept)
         if name in by_name:
             raise RepeatedNameError(
                 f"{file}: has the same name as {by_name[name].name}, expected one file per name; remove one"
@@ -254,9 +271,9 @@ def _matching(pattern: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     return by_name
 
 
-def _warn_of_others(folder: Path, suffixes: frozenset[str]) -> None:
+def _warn_of_others(folder: Path, suffixes: frozenset[str], known: Callable[[Path], bool]) -> None:
     """Name the files below a folder that their bytes show as pictures, videos or archives, but not their names."""
-    left_out = (file for file in _walk(folder) if file.suffix.lower() not in suffixes)
+    left_out = (file for file in _walk(folder) if file.suffix.lower() not in suffixes and not known(file))
     others = [f"{file.relative_to(folder)} ({named(kind)})" for file in left_out if (kind := _other_kind(file))]
     if others:
         more = f" and {len(others) - OTHERS} more" * (len(others) > OTHERS)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from recyclelora.data.label_maps import cityscapes_ids
 from recyclelora.data.labels import LabelSpace
+from recyclelora.data.video import is_video
 from recyclelora.errors import UserError, did_you_mean
 from recyclelora.runs.overlay import overlay, with_legend
 from recyclelora.runs.predictor import Predictor
@@ -57,13 +58,19 @@ def checked_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
 
 
 def files_of(out: Path, name: str, kinds: Iterable[str], suffixes: Mapping[str, str]) -> dict[str, Path]:
-    """The file of each kind."""
-    return {kind: out / f"{name}_{kind}{suffixes[kind]}" for kind in kinds}
+    """The file of each kind; the names of videos end in their suffix, as an image may be called alike."""
+    stem = name.rpartition(".")[0] if suffixes is OF_VIDEOS else name
+    return {kind: out / f"{stem}_{kind}{suffixes[kind]}" for kind in kinds}
 
 
 def possible_files(out: Path, name: str, kinds: Iterable[str]) -> list[Path]:
-    """The files of these kinds, be they of an image or of a video."""
-    return [out / f"{name}_{kind}{table[kind]}" for kind in kinds for table in (OF_IMAGES, OF_VIDEOS) if kind in table]
+    """The files of these kinds of an image or, if the name may be that of a video, of this."""
+    tables = (OF_IMAGES, OF_VIDEOS) if is_video(Path(name)) else (OF_IMAGES,)
+    return [
+        file
+        for table in tables
+        for file in files_of(out, name, [kind for kind in kinds if kind in table], table).values()
+    ]
 
 
 def contents(

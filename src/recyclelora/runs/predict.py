@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,9 @@ from recyclelora.runs import film
 from recyclelora.runs.film import Write
 from recyclelora.runs.pictures import OF_IMAGES, OF_VIDEOS, Style, checked_kinds, contents, files_of, possible_files
 from recyclelora.runs.predictor import CheckpointName, Predictor, load
-from recyclelora.runs.record import Record
+from recyclelora.runs.record import RECORD, Record, made_before
 from recyclelora.runs.sharing import Processes, joined
 from recyclelora.stopping import begun
-
-RECORD = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -264,9 +262,9 @@ def _inputs(
     images: str | Path | Sequence[str | Path], out: Path, kinds: Sequence[str], record: Record
 ) -> dict[str, Path]:
     """The images and videos by name, without the files of earlier calls."""
-    found = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-    ours = _pictures(out, record) | _pictures_beside(found.values())
-    files = {name: file for name, file in found.items() if file.resolve() not in ours}
+    ours = made_before(out, record)
+    found = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES, VIDEO_SUFFIXES, known=ours)
+    files = {name: file for name, file in found.items() if not ours(file)}
     if not files:
         place = images if isinstance(images, str | Path) else images[0]
         raise UserError(f"{place}: holds nothing but pictures that `predict` made; give a folder of images")
@@ -277,30 +275,15 @@ def _inputs(
                 f"{video}: of a video no {' and no '.join(missing)} can be saved, expected {', '.join(OF_VIDEOS)}; "
                 "leave it out of `save`, or extract the frames as images"
             )
-    taken = {
-        place.resolve()
-        for name, file in files.items()
-        for place in files_of(out, name, kinds, _suffixes(file)).values()
-    }
+    taken: dict[Path, Path] = {}
+    for name, file in files.items():
+        for place in files_of(out, name, kinds, _suffixes(file)).values():
+            if (other := taken.setdefault(place.resolve(), file)) != file:
+                raise UserError(f"{file} and {other} have the same name; predict them into folders of their own")
     for file in files.values():
         if file.resolve() in taken:
             raise UserError(f"{file}: would be overwritten by the pictures of another image; choose another --out")
     return files
-
-
-def _pictures(out: Path, record: Record) -> set[Path]:
-    """The files that a call has written to `out`."""
-    return {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
-
-
-def _pictures_beside(files: Iterable[Path]) -> set[Path]:
-    """The files that calls have written to folders that some of these files are in."""
-    found: set[Path] = set()
-    for folder in {above for file in files for above in file.resolve().parents}:
-        if (folder / RECORD).is_file():
-            with suppress(UserError):  # a file of another program, of the same name
-                found |= _pictures(folder, Record(folder / RECORD))
-    return found
 
 
 def _suffixes(file: Path) -> Mapping[str, str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recyclelora.errors import UserError
 from recyclelora.files import append_line, read_lines, write_text
+from recyclelora.runs.pictures import possible_files
 
+RECORD = "predictions.jsonl"
+"""The name of the file."""
 FIRST_KINDS = ("labels", "overlay")
 """The kinds of pictures where a line does not say."""
 
@@ -57,3 +61,22 @@ class Record:
 
 def _line(name: str, sha256: str | None, kinds: Iterable[str]) -> str:
     return json.dumps({"image": name, "sha256": sha256, "saved": list(kinds)})
+
+
+def made_before(out: Path, record: Record) -> Callable[[Path], bool]:
+    """Whether a file was written by a call, to `out` or to another folder that it is in."""
+    made = {out.resolve(): _files_in(out, record)}
+
+    def made_in(folder: Path) -> set[Path]:
+        if folder not in made:
+            made[folder] = set()
+            if (folder / RECORD).is_file():
+                with suppress(UserError):  # a file of another program, of the same name
+                    made[folder] = _files_in(folder, Record(folder / RECORD))
+        return made[folder]
+
+    return lambda file: any(file.resolve() in made_in(above) for above in file.resolve().parents)
+
+
+def _files_in(out: Path, record: Record) -> set[Path]:
+    return {file.resolve() for name, made in record.kinds.items() for file in possible_files(out, name, made)}
