@@ -145,7 +145,10 @@ def _name(file: Path, kept: frozenset[str]) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder and behind its links; a folder without images that is called as one is refused."""
+    """The files below a folder and behind its links, without hidden folders.
+
+    A folder without images that is called as one is refused.
+    """
     above = {folder: {os.path.realpath(folder)}}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         passed = above.pop(Path(parent))
@@ -226,7 +229,7 @@ def find_images(
         for name, file in sorted(inside.items()):
             if not place.is_dir():  # those in a folder are refused when they are read
                 refuse_link_or_device(file)
-            if os.path.realpath(found.get(name, file)) != os.path.realpath(file):
+            if name in found and os.path.realpath(found[name]) != os.path.realpath(file):
                 raise RepeatedNameError(
                     f"{file} and {found[name]} have the same name, {name}; predict them in separate calls, each into "
                     "a folder of its own"

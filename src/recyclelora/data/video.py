@@ -140,8 +140,11 @@ def _opened(path: Path) -> Any:
     import av
 
     refuse_link_or_device(path)
-    with path.open("rb") as file:
-        kind = kind_of(file.read(64))
+    try:
+        with path.open("rb") as file:
+            kind = kind_of(file.read(64))
+    except OSError as error:
+        raise _unreadable(path, _reason(error)) from error
     if kind not in ("", "video"):
         raise _unreadable(path, f"it holds {named(kind)}")
     try:
