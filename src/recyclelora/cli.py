@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import recyclelora
 from recyclelora.errors import MissingExtraError, UserError, explained, printable
-from recyclelora.files import check_place
+from recyclelora.files import check_place, user_path
 from recyclelora.methods import METHODS
 from recyclelora.models.plan import PROTOCOLS, Blend
 from recyclelora.pages.terminal import ToStandardError, heard, prepare_terminal
@@ -63,12 +63,9 @@ app.add_typer(data, name="data")
 
 
 def _place(path: Path | None) -> Path | None:
-    """Refuse a place for results that cannot be written to before anything is computed for it.
-
-    Shells leave the `~` in `--out=~/runs` as it is.
-    """
+    """Refuse a place for results that cannot be written to before anything is computed for it."""
     if path is not None:
-        path = Path(os.path.expanduser(path))
+        path = user_path(path)
         check_place(path)
     return path
 

@@ -33,6 +33,11 @@ BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 _swept: set[Path] = set()
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as users write it, in which `~` stands for their folder; shells leave that of `--out=~/runs` as it is."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def replacing(path: Path, size: int | None = None, older: Path | None = None) -> Iterator[Path]:
     """Write a file whole or not at all: yields a path beside `path`; its file replaces `path` at the end.

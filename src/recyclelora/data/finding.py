@@ -14,6 +14,7 @@ from typing import Any
 from recyclelora.data.layouts import Layout, explain, shared_name
 from recyclelora.data.stored import kind_of, named, refuse_link_or_device
 from recyclelora.errors import FIXES, UserError, shortened
+from recyclelora.files import user_path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
@@ -180,7 +181,7 @@ def as_path(place: OnePlace) -> Path:
     text = os.fsdecode(place)
     if not text:
         raise UserError("an empty path, expected that of an image or a folder; give `.` for the current folder")
-    return Path(os.path.expanduser(text))
+    return user_path(text)
 
 
 def find_images(

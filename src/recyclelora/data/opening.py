@@ -22,6 +22,7 @@ from recyclelora.data.finding import Pair, find_pairs
 from recyclelora.data.scenes import StreetScenes
 from recyclelora.data.table import BENCHMARKS, SPLITS, STREET_SEEDS, Benchmark
 from recyclelora.errors import UserError, did_you_mean, shortened
+from recyclelora.files import user_path
 
 __all__ = ["BENCHMARKS", "SPLITS", "STREET_SEEDS", "Benchmark", "Spec", "manifest", "open_domain", "parse_spec"]
 
@@ -84,7 +85,7 @@ def parse_spec(text: str) -> Spec:
         raise UserError(f"{shown}: {shortened(label)!r} as a label of {name} looks like a domain; write {name}:{label}")
     if domain is None and not row.layouts:
         domain = row.domains[0]
-    place = Path(os.path.expanduser(root)) if root else default_root(name) if row.layouts else None
+    place = user_path(root) if root else default_root(name) if row.layouts else None
     return Spec(label, name, domain, place)
 
 

@@ -14,7 +14,7 @@ from recyclelora.evaluation.report import write_evaluation
 from recyclelora.evaluation.result import Evaluation, predict_as
 from recyclelora.evaluation.scores import Scores, check_classes, score_domain
 from recyclelora.evaluation.targets import open_targets, same_domain, seen_labels
-from recyclelora.files import locked_file, read_json, write_json
+from recyclelora.files import locked_file, read_json, user_path, write_json
 from recyclelora.runs.predictor import CheckpointName, load
 from recyclelora.runs.run import open_run
 from recyclelora.runs.sharing import ALONE, Processes, joined
@@ -65,7 +65,7 @@ def evaluate(
     """
     with ExitStack() as lock, joined(devices) as processes:
         with processes.agreeing():
-            file = None if out is None else _results_file(Path(out))
+            file = None if out is None else _results_file(user_path(out))
             texts = ([targets] if isinstance(targets, str) else list(targets)) or open_run(run).recipe.targets
             if not texts:
                 raise UserError(

@@ -15,7 +15,7 @@ from recyclelora.exporting.check import Parity, compared, images_for
 from recyclelora.exporting.hub import check_name, push
 from recyclelora.exporting.int8 import Int8, add_int8
 from recyclelora.exporting.trained import Scores, Trained
-from recyclelora.files import holds_nothing, locked_file, read_json, staged, write_json, write_text
+from recyclelora.files import holds_nothing, locked_file, read_json, staged, user_path, write_json, write_text
 from recyclelora.runs.predictor import CheckpointName, Predictor, trained_files
 from recyclelora.runs.predictor import merged as merged_model
 from recyclelora.runs.run import EXPORT, RECIPE, check_empty, versions
@@ -91,12 +91,13 @@ def export(
             export differs from the model (by more than 1e-3 in a probability, or in the class of more than 0.1 % of the
             pixels; for the int8 model of more than 5 %), or as `recyclelora.load`. Nothing is left behind then.
     """
-    to = Path(to) if Path(to).name not in ("", "..") else Path(to).resolve()  # it gets a lock and a folder beside it
+    to = user_path(to)
+    to = to if to.name not in ("", "..") else to.resolve()  # it gets a lock and a folder beside it
     if format not in WRITERS:
         raise UserError(f"--format {format}: no such format; {did_you_mean(format, WRITERS)}")
     if int8 and format != "onnx":
         raise UserError(f"--int8: a model of the format {format} has none; add --format onnx, or leave out --int8")
-    _check_place(to, Path(run), overwrite, (*FILES[format], *[CARD] * (to_hub is not None)))
+    _check_place(to, user_path(run), overwrite, (*FILES[format], *[CARD] * (to_hub is not None)))
     if to_hub is not None:
         check_name(to_hub)
     if format == "onnx":

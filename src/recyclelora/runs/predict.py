@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from recyclelora.data.label_maps import cityscapes_ids
 from recyclelora.data.stored import read_file
 from recyclelora.data.video import VIDEO_SUFFIXES, UnreadableVideoError, check_reader, is_video, video_sha256
 from recyclelora.errors import UserError
-from recyclelora.files import holds_nothing, locked, replacing, write_bytes
+from recyclelora.files import holds_nothing, locked, replacing, user_path, write_bytes
 from recyclelora.models.plan import Blend
 from recyclelora.runs import film
 from recyclelora.runs.film import Write
@@ -92,14 +91,14 @@ def predict(
             a kind cannot be saved of these classes or of a video, `colours` names no class of the model, a process was
             ended, or as `recyclelora.load`.
     """
-    out, kinds = Path(os.path.expanduser(out)), checked_kinds(save)
+    out, kinds = user_path(out), checked_kinds(save)
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity {opacity}: expected 0 (only the image) to 1 (only the colours)")
     with ExitStack() as lock, joined(devices) as processes:
         record, files = processes.of_first(lambda: _opened(images, out, kinds, overwrite))
         with processes.agreeing():
             model = load(run, weights, processes.device, checkpoint).with_evaluation(blend=blend)
-            space = recoloured(model.space, Path(os.path.expanduser(colours))) if colours is not None else model.space
+            space = recoloured(model.space, user_path(colours)) if colours is not None else model.space
             if "cityscapes-ids" in kinds:
                 cityscapes_ids(space, f"{run}: save cityscapes-ids")
             work = _Work(model, Style(space, opacity, legend), kinds, out, overwrite, record, processes.leads)

@@ -19,6 +19,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from recyclelora.errors import UserError, did_you_mean
+from recyclelora.files import user_path
 from recyclelora.methods import get_method
 from recyclelora.models.plan import Plan
 from recyclelora.models.segmenter import Segmenter
@@ -177,7 +178,7 @@ class Predictor:
         Raises:
             UserError: the folder holds something and `overwrite` is not set, or it is the run's own.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if folder.resolve() == self.run.path.resolve():
             raise UserError(f"{folder}: this is the run itself; choose another folder for the merged model")
         check_empty(folder, overwrite)

@@ -23,7 +23,6 @@ RUN/recipe.yaml                     all settings, resolved
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from recyclelora.files import (
     read_json,
     save_tensors,
     sweep,
+    user_path,
     write_bytes,
     write_json,
     write_text,
@@ -239,7 +239,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UserError: the folder does not exist or is not a run, or one of the two files is not as it was written.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; train one with `recyclelora train --out {path}`")
     if (path / STARTING).exists():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recyclelora.errors import UserError, explained
-from recyclelora.files import is_locked
+from recyclelora.files import is_locked, user_path
 from recyclelora.pages.tables import print_table
 from recyclelora.recipe import Recipe
 from recyclelora.runs.facts import VALIDATION, read_last_miou, read_last_steps
@@ -50,7 +50,7 @@ def list_runs(folder: str | Path) -> list[RunSummary]:
     Raises:
         UserError: the folder does not exist, or there is no run.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds your runs")
     runs = [_summary(path, problem) for path, problem in _run_folders(folder)]

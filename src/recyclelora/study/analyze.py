@@ -24,7 +24,7 @@ from recyclelora.adapter.base import weight_matrix
 from recyclelora.data.domain import Domain
 from recyclelora.errors import UserError
 from recyclelora.evaluation.targets import open_targets
-from recyclelora.files import write_json
+from recyclelora.files import user_path, write_json
 from recyclelora.methods.update import Update
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.pages import plots
@@ -205,7 +205,7 @@ def analyze(
     Raises:
         UserError: no runs, files that exist, two runs of one name; as `layer_updates` and `open_targets`.
     """
-    out = Path(out)
+    out = user_path(out)
     if out.suffix != ".html":
         raise UserError(f"--out {out}: expected a file name ending in .html")
     for file in (out, out.with_suffix(".json")):

@@ -13,7 +13,7 @@ from recyclelora.evaluation.report import Example, take_examples
 from recyclelora.evaluation.result import predict_as
 from recyclelora.evaluation.scores import check_classes
 from recyclelora.evaluation.targets import open_targets, seen_labels
-from recyclelora.files import write_json
+from recyclelora.files import user_path, write_json
 from recyclelora.methods import METHODS
 from recyclelora.recipe import Recipe, changed, make_recipe, read_value
 from recyclelora.runs.build import base_hash
@@ -102,7 +102,7 @@ def compare(
         UserError: no variants, seeds or targets, an unknown baseline, files of something else in `out`, results of
             other base weights or images than those there now, and as `recyclelora.study.grid.run_grid`.
     """
-    out = Path(out)
+    out = user_path(out)
     given = [variants] if isinstance(variants, Variant | str) else variants
     rows = [Variant(v, {"method": v}) if isinstance(v, str) else v for v in given]
     names = [variant.name for variant in rows]

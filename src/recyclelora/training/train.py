@@ -17,7 +17,7 @@ from recyclelora.data.labelled import check_labelled
 from recyclelora.data.opening import manifest, open_domain, parse_spec
 from recyclelora.data.transforms import Augment
 from recyclelora.errors import DivergedError, UserError
-from recyclelora.files import holds_nothing, locked
+from recyclelora.files import holds_nothing, locked, user_path
 from recyclelora.models.segmenter import Segmenter
 from recyclelora.recipe import Recipe
 from recyclelora.runs.build import build, check_base
@@ -53,7 +53,7 @@ def train(
         DivergedError: the loss or a weight is NaN or infinite.
         Stopped: a signal such as Ctrl-C came (`recyclelora.stopping`); `resume` goes on after the last step.
     """
-    out = Path(out)
+    out = user_path(out)
     recipe.check_sources()
     check_logger(recipe)
     recipe = shared_by_processes(recipe)
