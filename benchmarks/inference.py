@@ -156,26 +156,30 @@ def measured(work: Path, case: Case, budget: float, rounds: tuple[int, int], exp
     torch.set_num_threads(case[-1])
     ways = ways_of(work, case)
     load_before = os.getloadavg()[0]
-    untouched = ways.pop("untouched")
+    pair = {name: ways[name] for name in ("untouched", "eager")}
+    del ways["untouched"]
     times = in_turn(ways, case[-1], budget / 2, rounds)
     if isinstance(times, float):
         return not_measured(times, budget / least)
-    pairs = in_turn({"untouched": untouched, "eager": ways["eager"]}, case[-1], budget / 2, rounds)
+    pairs = in_turn(pair, case[-1], budget / 2, rounds)
     if isinstance(pairs, float):
         return not_measured(pairs, budget / least)
     return summary(pairs, times) | {"load": round(load_before, 1)}
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], Any]], threads: int, budget: float, rounds: tuple[int, int]
+    ways: dict[str, Callable[[], Any]], threads: int, budget: float, rounds: tuple[int, int]
 ) -> dict[str, list[float]] | float:
-    """The times of each way in rounds that take about `budget` seconds; that of one round if too few fit."""
+    """The times of each way in rounds that take about `budget` seconds; that of one round if too few fit.
+
+    Each way is dropped after its last turn, so that the next ones can have the memory that it holds.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     started, order = time.perf_counter(), list(ways)
     least, most = rounds
     for done in range(1, 1 + most):
         for name in order:
-            times[name].append(seconds_of(ways[name], threads))
+            times[name].append(seconds_of(ways[name] if done < most else ways.pop(name), threads))
         order.reverse()
         a_round = (time.perf_counter() - started) / done
         if least * a_round > budget:

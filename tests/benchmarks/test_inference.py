@@ -33,6 +33,17 @@ def test_rounds_go_forth_and_back_until_the_budget_is_spent():
     assert times == [pytest.approx(0.02, abs=0.02)]
 
 
+def test_what_a_way_holds_is_free_after_its_last_turn():
+    held = []
+    ways = {"one": lambda: None, "two": lambda: held.append("one" in ways)}
+    in_turn(ways, 1, 60, (2, 2))
+    assert held == [True, True]  # the second round goes backwards
+    assert ways == {}
+    ways = {"one": lambda: None, "two": lambda: held.append("one" in ways)}
+    in_turn(ways, 1, 60, (1, 1))
+    assert held[2:] == [False]
+
+
 def test_a_case_beyond_the_budget_is_named_and_not_begun(tmp_path):
     found = measured(tmp_path / "work", CASE, 120, (3, 24), 30)
     assert found == {"not_measured": "a round takes about 30 s", "budget": 40}  # 3 rounds of 2 kinds would take 180 s
