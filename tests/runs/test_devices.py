@@ -37,6 +37,13 @@ def test_usual_tensors_are_made_whatever_the_program_around_has_set(defaults):
     assert (outside.dtype, outside.device.type) == (defaults.get("dtype", torch.float32), defaults.get("device", "cpu"))
 
 
+def test_usual_tensors_leave_the_random_numbers_of_the_program_alone():
+    before = torch.random.get_rng_state()
+    with usual_tensors():
+        torch.rand(3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("dtype", ["float64", torch.int8, "half", ""])
 def test_another_type_is_refused(dtype):
     refused(lambda: checked_dtype(dtype), "expected float32, float16 or bfloat16")

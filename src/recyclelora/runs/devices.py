@@ -50,11 +50,14 @@ def _name(thing: object) -> str:
 
 @contextmanager
 def usual_tensors() -> Iterator[None]:
-    """New tensors are float32 on the CPU, and computed there in their own type, whatever the program around has set."""
+    """New tensors are float32 on the CPU, and computed there in their own type, whatever the program around has set.
+
+    The random numbers of that program are not drawn from.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_default_dtype(before)
