@@ -442,7 +442,12 @@ ROWS = [
         ["predict", "old", "x" * 300, "--out", "out"],
         ["x...: cannot be read (File name"],
     ),
-    ("photo is called a video", renamed("photos/a.jpg", "photos/a.mp4"), PREDICT, ["a.mp4: cannot be read", "holds a JPEG"]),
+    (
+        "photo is called a video",
+        renamed("photos/a.jpg", "photos/a.mp4"),
+        PREDICT,
+        ["a.mp4: cannot be read", "holds a JPEG"],
+    ),
     (
         "two videos of one name",
         lambda place: [filmed(place / "photos" / name) for name in ("v.mkv", "v.avi")],
