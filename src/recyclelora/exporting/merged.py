@@ -33,7 +33,7 @@ def write(trained: Trained, folder: Path) -> Scores:
 def without_places(recipe: Recipe) -> Recipe:
     """The recipe for other people: no folders, because these name a computer and its user.
 
-    `gtav=/home/me/gtav` becomes `gtav`, `town:folder=/home/me/town` becomes `town:folder=town`, and base weights of a
+    `gtav=/data/gtav` becomes `gtav`, `town:folder=/data/town` becomes `town:folder=town`, and base weights of a
     file the file's name.
     """
     sources = [source.model_copy(update={"data": _without_root(source.data)}) for source in recipe.sources]
