@@ -265,7 +265,7 @@ def _inputs(
     found = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES, VIDEO_SUFFIXES, known=ours)
     files = {name: file for name, file in found.items() if not ours(file)}
     if not files:
-        place = images if isinstance(images, str | Path) else images[0]
+        place = next(iter(found.values())).parent
         raise UserError(f"{place}: holds nothing but pictures that `predict` made; give a folder of images")
     if video := next(filter(is_video, files.values()), None):
         check_reader()
